@@ -58,8 +58,6 @@ def _decode_gzip(stored: bytes, limit: int) -> bytes:
     inflater = zlib.decompressobj(_GZIP_WRAPPER)
     try:
         plain = inflater.decompress(stored, limit + 1)
-        if len(plain) <= limit and not inflater.eof:
-            plain += inflater.decompress(inflater.unconsumed_tail, limit + 1 - len(plain))
     except zlib.error as error:
         raise Undecodable(f"gzip is corrupt ({error})") from error
     if len(plain) > limit:
@@ -99,20 +97,17 @@ def _decode_zstd(stored: bytes, limit: int) -> bytes:
         decompressor: zstandard.ZstdDecompressor = _of_thread.decompressor
     except AttributeError:
         decompressor = _of_thread.decompressor = zstandard.ZstdDecompressor()
-    if size == 0:
-        # The library answers b"" to an empty frame without looking at the rest of it.
-        reader = decompressor.decompressobj()
-        try:
-            rest = reader.decompress(stored)
-        except zstandard.ZstdError as error:
-            raise Undecodable(f"zstd is corrupt ({error})") from error
-        if rest or not reader.eof or reader.unused_data:
-            raise Undecodable("zstd is corrupt (an empty frame that is not empty)")
-        return b""
     try:
-        return decompressor.decompress(stored, max_output_size=size, allow_extra_data=False)
+        if size == 0:
+            # `decompress` answers b"" to a promise of nothing without looking at the rest of the frame.
+            plain = decompressor.stream_reader(stored).read(1)
+        else:
+            plain = decompressor.decompress(stored, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise Undecodable(f"zstd is corrupt ({error})") from error
+    if len(plain) != size:
+        raise Undecodable(f"zstd promises {size} bytes and holds others")
+    return plain
 
 
 def _size_zstd(header: bytes, trailer: bytes, stored_size: int) -> int:

@@ -134,7 +134,12 @@ def _fault(line: bytes) -> str | None:
 
 
 def _foreign(byte: bytes) -> str:
-    told = {b" ": "a space", b"\t": "a tab", b"\r": "a carriage return (a Windows line ending?)", b"\0": "a NUL"}
+    told = {
+        b" ": "a space",
+        b"\t": "a tab",
+        b"\r": "a carriage return (a Windows line ending?)",
+        b"\0": "a NUL",
+    }
     return f"{told.get(byte, f'byte 0x{byte.hex()}')} cannot be part of a tag"
 
 

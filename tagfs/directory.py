@@ -1,0 +1,360 @@
+"""Directory store: the tag lists of a backing directory.  Blocking.
+
+Owns: variants, which one wins, replacing, hiding and deleting them; names beneath, opened safely.
+Does not know: FUSE, trio, Kubernetes.
+Invariant: a reader sees the old tag list or the new one, never a mix, at every crash.
+Source of the layout and of which variant wins: Flux's `internal/storage/filesystem.go` (image-reflector-controller).
+"""
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from tagfs import sentinel, variants
+from tagfs.codec import CODECS, GZIP, PLAIN, ZSTD, Codec
+from tagfs.disk import Disk
+from tagfs.errors import (
+    AlreadyExists,
+    CommitUncertain,
+    DirectoryNotEmpty,
+    ListCorrupt,
+    ListMissing,
+    ListTooLarge,
+    RepositoryMissing,
+    StoreWaiting,
+)
+from tagfs.names import BASE, HIDDEN_PREFIX, LIST, RepositoryKey, is_namespace, is_repository
+from tagfs.staging import StageDirectory
+from tagfs.store import Snapshot, Stage, Store, Version
+from tagfs.variants import PinnedFile, Variant
+
+DEFAULT_THRESHOLD = 4096
+"""Bytes: one block of a disk; below it compression saves nothing there."""
+
+DEFAULT_LIST_LIMIT = 64 << 20
+"""Bytes of one plain list."""
+
+_LOOKS = 3
+"""How often to look for a list before it is missing: a writer beneath that switches variants shows none between."""
+
+_LATER_NS = 1_000_000_000
+"""How much newer than a stale variant a new one is made where the clock does not say so by itself: more than the
+coarsest time stamp in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How lists are stored: `compressed` from `threshold` plain bytes on, none over `list_limit` plain bytes."""
+
+    compressed: Codec = ZSTD
+    threshold: int = DEFAULT_THRESHOLD
+    list_limit: int = DEFAULT_LIST_LIMIT
+
+    def codec_for(self, size: int) -> Codec:
+        return self.compressed if size >= self.threshold else PLAIN
+
+
+def codecs_of(format_: int) -> tuple[Codec, ...]:
+    """The codecs whose variants belong to a store's format."""
+    return (PLAIN, GZIP) if format_ == sentinel.FLUX_FORMAT else CODECS
+
+
+class DirectoryStore(Store):
+    """The store in the directory `root`, whose format the sentinels have said to be `format_`.
+
+    Owns the descriptor `root` from now on.
+    """
+
+    def __init__(self, disk: Disk, root: int, format_: int, policy: Policy) -> None:
+        self.disk = disk
+        self.root = root
+        self.format = format_
+        self.policy = policy
+        self.codecs = codecs_of(format_)
+        # INVARIANT: holds only directories whose entry in the directory above is durable.
+        self._durable: set[tuple[str, ...]] = set()
+        self.stages = StageDirectory(disk, root)
+
+    # -- directories
+
+    def namespaces(self) -> list[str]:
+        try:
+            with self.opened() as base:
+                return [name for name, is_dir in self.disk.names(base) if is_dir and is_namespace(name)]
+        except RepositoryMissing:
+            return []
+
+    def repositories(self, namespace: str) -> list[str]:
+        with self.opened(namespace) as directory:
+            return [name for name, is_dir in self.disk.names(directory) if is_dir and is_repository(name)]
+
+    def directory_mtime_ns(self, namespace: str | None = None, name: str | None = None) -> int:
+        try:
+            with self.opened(*(part for part in (namespace, name) if part is not None)) as directory:
+                return self.disk.stat_open(directory).st_mtime_ns
+        except RepositoryMissing:
+            if namespace is not None:
+                raise
+            return self.disk.stat_open(self.root).st_mtime_ns
+
+    def make_namespace(self, namespace: str) -> None:
+        self._require_current()
+        with suppress(FileExistsError):
+            self.disk.make_dir(self.root, BASE)
+        with self.opened() as base:
+            self._make_dir(base, namespace)
+
+    def make_repository(self, key: RepositoryKey) -> None:
+        self._require_current()
+        with self.opened(key.namespace) as directory:
+            self._make_dir(directory, key.name)
+
+    def remove_namespace(self, namespace: str) -> None:
+        with self.opened() as base:
+            try:
+                self.disk.remove_dir(base, namespace)
+            except FileNotFoundError:
+                raise RepositoryMissing(f"{namespace} is not in the store") from None
+            except OSError as error:
+                raise _not_empty(error, f"{BASE}/{namespace}") from error
+            self._durable.discard((namespace,))
+
+    def remove_repository(self, key: RepositoryKey) -> None:
+        with self.opened(key.namespace) as directory:
+            with self.opened(key.namespace, key.name) as inner:
+                if self._variants(inner):
+                    raise DirectoryNotEmpty(f"{key.directory} has a list")
+                for name, is_dir in self.disk.names(inner):
+                    if not is_dir:
+                        self.disk.unlink(inner, name)
+            try:
+                self.disk.remove_dir(directory, key.name)
+            except OSError as error:
+                raise _not_empty(error, key.directory) from error
+            self._durable.discard((key.namespace, key.name))
+
+    @contextmanager
+    def opened(self, *path: str) -> Iterator[int]:
+        """The descriptor of a directory below BASE, reached without following a link; RepositoryMissing."""
+        directory = self.root
+        try:
+            for name in (BASE, *path):
+                try:
+                    inner = self.disk.open_dir(directory, name)
+                except (FileNotFoundError, NotADirectoryError):
+                    raise RepositoryMissing(f"{'/'.join((BASE, *path))} is not in the store") from None
+                if directory != self.root:
+                    self.disk.close(directory)
+                directory = inner
+            yield directory
+        finally:
+            if directory != self.root:
+                self.disk.close(directory)
+
+    def _make_dir(self, directory: int, name: str) -> None:
+        try:
+            self.disk.make_dir(directory, name)
+        except FileExistsError:
+            raise AlreadyExists(f"{name} is in the store") from None
+
+    # -- reading
+
+    def examine(self, key: RepositoryKey) -> Version:
+        snapshot = self.open(key)
+        snapshot.close()
+        return snapshot.version
+
+    def open(self, key: RepositoryKey) -> Snapshot:
+        for _ in range(_LOOKS):
+            with self.opened(key.namespace, key.name) as directory:
+                for variant in self._variants(directory)[:1]:
+                    path = f"{key.directory}/{variant.name}"
+                    with suppress(FileNotFoundError):
+                        return PinnedFile(self.disk, directory, variant, path, self.policy.list_limit)
+        raise ListMissing(f"{key} has no list")
+
+    def is_stored_as(self, key: RepositoryKey, plain: bytes) -> bool:
+        try:
+            with self.opened(key.namespace, key.name) as directory:
+                found = self._variants(directory)
+            if len(found) != 1 or found[0].codec is not self.policy.codec_for(len(plain)):
+                return False
+            return self.examine(key).size == len(plain) and self.read(key) == plain
+        except (ListMissing, ListCorrupt, RepositoryMissing):
+            return False
+
+    def _variants(self, directory: int) -> list[Variant]:
+        return variants.find(self.disk, directory, self.codecs)
+
+    # -- writing
+
+    def stage(self, key: RepositoryKey, plain: bytes) -> Stage:
+        if len(plain) > self.policy.list_limit:
+            raise ListTooLarge(f"{key}: {len(plain)} bytes, --max-list-size allows {self.policy.list_limit}")
+        self._require_current()
+        codec = self.policy.codec_for(len(plain))
+        name, file = self.stages.create()
+        stage = _StagedFile(key, len(plain), codec, name, file)
+        try:
+            self.disk.write(file, codec.encode(plain))
+        except OSError:
+            self.discard(stage)
+            raise
+        return stage
+
+    def publish(self, stage: Stage, mtime_ns: int | None = None) -> Version:
+        assert isinstance(stage, _StagedFile)
+        key, disk = stage.key, self.disk
+        name = LIST + stage.codec.suffix
+        try:
+            self._require_current()
+            self._make_directories(key)
+            with self.opened(key.namespace, key.name) as directory:
+                stale = [variant for variant in self._variants(directory) if variant.name != name]
+                self._outrank(stage, stale, mtime_ns)
+                disk.sync(stage.file)
+                self._sync_directories(key)
+                disk.rename(self.stages.descriptor, stage.name, directory, name)
+                stage.is_used_up = True
+                try:
+                    disk.sync_dir(directory)
+                    self._remove_stale(directory, [variant.name for variant in stale])
+                    if stale and mtime_ns is not None:
+                        disk.set_mtime(stage.file, mtime_ns)
+                except OSError as error:
+                    raise CommitUncertain(f"{key}: {error.strerror} after the rename") from error
+        finally:
+            self.discard(stage)
+        return self.examine(key)
+
+    def discard(self, stage: Stage) -> None:
+        assert isinstance(stage, _StagedFile)
+        if not stage.is_closed:
+            stage.is_closed = True
+            self.disk.close(stage.file)
+        if not stage.is_used_up:
+            stage.is_used_up = True
+            with suppress(OSError):
+                self.stages.unlink(stage.name)
+
+    def set_mtime(self, key: RepositoryKey, mtime_ns: int) -> None:
+        with self.opened(key.namespace, key.name) as directory:
+            winner = self._only_winner(directory, key)
+            file = self.disk.open_file(directory, winner)
+            try:
+                self.disk.set_mtime(file, mtime_ns)
+            finally:
+                self.disk.close(file)
+
+    def remove(self, key: RepositoryKey) -> None:
+        self._require_current()
+        with self.opened(key.namespace, key.name) as directory:
+            winner = self._only_winner(directory, key)
+            self.disk.unlink(directory, winner)
+            self.disk.sync_dir(directory)
+
+    def hide(self, key: RepositoryKey) -> None:
+        self._require_current()
+        with self.opened(key.namespace, key.name) as directory:
+            winner = self._only_winner(directory, key)
+            self.disk.rename(directory, winner, directory, HIDDEN_PREFIX + winner)
+            self.disk.sync_dir(directory)
+
+    def recover(self, key: RepositoryKey) -> bool:
+        try:
+            with self.opened(key.namespace, key.name) as directory:
+                hidden = self._hidden(directory)
+                if not hidden:
+                    return False
+                if self._variants(directory):
+                    self._remove_stale(directory, hidden)
+                    return False
+                self.disk.rename(directory, hidden[0], directory, hidden[0].removeprefix(HIDDEN_PREFIX))
+                self.disk.sync_dir(directory)
+                return True
+        except RepositoryMissing:
+            return False
+
+    def drop_hidden(self, key: RepositoryKey) -> None:
+        with suppress(RepositoryMissing), self.opened(key.namespace, key.name) as directory:
+            self._remove_stale(directory, self._hidden(directory))
+
+    def space(self) -> os.statvfs_result:
+        return self.disk.space(self.root)
+
+    def close(self) -> None:
+        self.stages.close()
+        self.disk.close(self.root)
+
+    def _require_current(self) -> None:
+        """A writer must not add lists to a directory that has become another program's."""
+        if not sentinel.is_current(self.disk, self.root, self.format):
+            raise StoreWaiting("the store was wiped, or its version changed, beneath")
+
+    def _make_directories(self, key: RepositoryKey) -> None:
+        with suppress(AlreadyExists):
+            self.make_namespace(key.namespace)
+        with suppress(AlreadyExists):
+            self.make_repository(key)
+
+    def _sync_directories(self, key: RepositoryKey) -> None:
+        """Make the entries of all directories above a list durable, each once in the life of the store."""
+        for path in ((), (key.namespace,), (key.namespace, key.name)):
+            if path not in self._durable:
+                if not path:
+                    self.disk.sync_dir(self.root)
+                else:
+                    with self.opened(*path[:-1]) as above:
+                        self.disk.sync_dir(above)
+                self._durable.add(path)
+
+    def _outrank(self, stage: "_StagedFile", stale: list[Variant], mtime_ns: int | None) -> None:
+        """While two variants exist the new one is strictly newer; a requested time that breaks that waits."""
+        if not stale:
+            if mtime_ns is not None:
+                self.disk.set_mtime(stage.file, mtime_ns)
+            return
+        newest = max(variant.status.st_mtime_ns for variant in stale)
+        for candidate in (time.time_ns(), newest + _LATER_NS):
+            self.disk.set_mtime(stage.file, candidate)
+            if self.disk.stat_open(stage.file).st_mtime_ns > newest:
+                return
+
+    def _only_winner(self, directory: int, key: RepositoryKey) -> str:
+        """The name of the variant that wins, with every stale one durably gone, so that none can come back."""
+        found = self._variants(directory)
+        if not found:
+            raise ListMissing(f"{key} has no list")
+        self._remove_stale(directory, [variant.name for variant in found[1:]])
+        return found[0].name
+
+    def _remove_stale(self, directory: int, names: list[str]) -> None:
+        for name in names:
+            self.disk.unlink(directory, name)
+        if names:
+            self.disk.sync_dir(directory)
+
+    def _hidden(self, directory: int) -> list[str]:
+        return [variant.name for variant in variants.find_hidden(self.disk, directory, self.codecs)]
+
+
+class _StagedFile(Stage):
+    __slots__ = ("codec", "file", "is_closed", "is_used_up", "key", "name", "size")
+
+    def __init__(self, key: RepositoryKey, size: int, codec: Codec, name: str, file: int) -> None:
+        self.key = key
+        self.size = size
+        self.codec = codec
+        self.name = name
+        self.file = file
+        self.is_closed = False
+        self.is_used_up = False
+
+
+def _not_empty(error: OSError, path: str) -> Exception:
+    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        return DirectoryNotEmpty(f"{path} is not empty")
+    return error

@@ -1,0 +1,147 @@
+"""Disk: the few system calls that the store is made of, one method each.  Blocking.
+
+Owns: how a call is made (directory-relative, never through a symbolic link), so that a test can fail, tear or forget
+exactly one.
+Does not know: keys, tags, what a file is for.
+Each method raises OSError as its system call does.
+"""
+
+import ctypes
+import fcntl
+import os
+import stat
+from typing import Protocol
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+"""O_NONBLOCK: opening a FIFO must not wait for its writer."""
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+FILE_MODE = 0o600
+DIRECTORY_MODE = 0o700
+
+
+class FileStatus(Protocol):
+    """What the store reads of `struct stat`."""
+
+    @property
+    def st_mode(self) -> int: ...
+    @property
+    def st_ino(self) -> int: ...
+    @property
+    def st_dev(self) -> int: ...
+    @property
+    def st_nlink(self) -> int: ...
+    @property
+    def st_size(self) -> int: ...
+    @property
+    def st_blocks(self) -> int: ...
+    @property
+    def st_mtime_ns(self) -> int: ...
+    @property
+    def st_ctime_ns(self) -> int: ...
+
+
+class Disk:
+    """The real disk.  Directories and files are descriptors; names are single path components."""
+
+    def open_root(self, path: str) -> int:
+        """The directory at `path`, which alone may lead through symbolic links."""
+        return os.open(path, _DIRECTORY)
+
+    def open_dir(self, directory: int, name: str) -> int:
+        return os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+
+    def open_file(self, directory: int, name: str) -> int:
+        return os.open(name, _READ, dir_fd=directory)
+
+    def create(self, directory: int, name: str) -> int:
+        return os.open(name, _CREATE, FILE_MODE, dir_fd=directory)
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+
+    def read(self, file: int, size: int, offset: int = 0) -> bytes:
+        """Up to `size` bytes from `offset`, fewer only at the end of the file."""
+        part = os.pread(file, size, offset)
+        if len(part) == size or not part:
+            return part
+        parts = [part]
+        done = len(part)
+        while done < size and (part := os.pread(file, size - done, offset + done)):
+            parts.append(part)
+            done += len(part)
+        return b"".join(parts)
+
+    def write(self, file: int, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(file, view) :]
+
+    def sync(self, file: int) -> None:
+        os.fsync(file)
+
+    def sync_dir(self, directory: int) -> None:
+        os.fsync(directory)
+
+    def sync_filesystem(self, directory: int) -> None:
+        """Make everything written to the file system of `directory` durable: syncfs(2)."""
+        if _libc.syncfs(directory) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+    def rename(self, directory: int, name: str, to_directory: int, to_name: str) -> None:
+        os.rename(name, to_name, src_dir_fd=directory, dst_dir_fd=to_directory)
+
+    def unlink(self, directory: int, name: str) -> None:
+        os.unlink(name, dir_fd=directory)
+
+    def make_dir(self, directory: int, name: str) -> None:
+        os.mkdir(name, DIRECTORY_MODE, dir_fd=directory)
+
+    def remove_dir(self, directory: int, name: str) -> None:
+        os.rmdir(name, dir_fd=directory)
+
+    def names(self, directory: int) -> list[tuple[str, bool]]:
+        """(name, whether it is a directory itself and no link to one) of every entry, in no order."""
+        with os.scandir(directory) as entries:
+            return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+
+    def stat(self, directory: int, name: str) -> FileStatus:
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+    def stat_open(self, descriptor: int) -> FileStatus:
+        return os.fstat(descriptor)
+
+    def set_mtime(self, file: int, mtime_ns: int) -> None:
+        os.utime(file, ns=(mtime_ns, mtime_ns))
+
+    def lock(self, directory: int) -> bool:
+        """Whether the exclusive lock of `directory` is now held through this descriptor: flock(2)."""
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def space(self, directory: int) -> os.statvfs_result:
+        return os.fstatvfs(directory)
+
+    def remove_tree(self, directory: int, name: str) -> None:
+        """Remove `name` and all below it, following no link; no error where it is gone already."""
+        try:
+            if not stat.S_ISDIR(self.stat(directory, name).st_mode):
+                self.unlink(directory, name)
+                return
+            inner = self.open_dir(directory, name)
+            try:
+                for below, _ in self.names(inner):
+                    self.remove_tree(inner, below)
+            finally:
+                self.close(inner)
+            self.remove_dir(directory, name)
+        except FileNotFoundError:
+            return
+
+
+_libc = ctypes.CDLL(None, use_errno=True)

@@ -1,0 +1,186 @@
+"""Sentinels: which format a store has, and whether a wipe of it was cut short.  Blocking.
+
+Owns: the version and the wipe sentinel, what a directory without them is, the crash-safe wipe.
+Does not know: tag lists.
+Source: Flux's `internal/storage/format.go` (image-reflector-controller), whose order of steps is kept, so that either
+program finishes what the other began.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from tagfs.disk import Disk
+from tagfs.errors import StoreRefused, StoreWaiting
+from tagfs.names import BASE, LOST_AND_FOUND, VERSION_SENTINEL, WIPE_SENTINEL
+
+FLUX_FORMAT = 2
+"""Flux's own: plain and gzip."""
+
+ZSTD_FORMAT = 3
+"""tagfs' own: format 2 and zstd.  A Flux that opens it wipes and rescans instead of missing lists silently."""
+
+FORMATS = (FLUX_FORMAT, ZSTD_FORMAT)
+
+_FORMAT_TEXTS = frozenset(map(str, FORMATS))
+_NAMES_SHOWN = 5
+_VERSION_LIMIT = 64
+"""Bytes of a version sentinel that are read."""
+
+_BADGER = re.compile(r"MANIFEST|MANIFEST-REWRITE|KEYREGISTRY|DISCARD|LOCK|[0-9]+\.(?:vlog|sst|mem)", re.ASCII)
+"""Files of BadgerDB v4 (dgraph-io/badger: manifest.go, key_registry.go, discard.go, memtable.go, value.go)."""
+
+
+class Condition(Enum):
+    """What a directory is, seen as a store."""
+
+    EMPTY = "empty"
+    READY = "ready"
+    WIPING = "a wipe of it was begun and not finished"
+    BADGER = "it holds a BadgerDB"
+    FOREIGN = "it holds other files and no version"
+    UNKNOWN_VERSION = "its version is not known"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`format` is 2 or 3 where the version sentinel says so, else None; `detail` names what was found."""
+
+    condition: Condition
+    format: int | None = None
+    detail: str = ""
+
+
+def examine(disk: Disk, root: int) -> Finding:
+    """What the directory `root` is.  Writes nothing; raises OSError where it cannot be read."""
+    names = {name for name, _ in disk.names(root)} - {LOST_AND_FOUND}
+    version = _read_version(disk, root) if VERSION_SENTINEL in names else None
+    known = int(version) if version is not None and version in _FORMAT_TEXTS else None
+    if WIPE_SENTINEL in names:
+        return Finding(Condition.WIPING, known)
+    if known is not None:
+        return Finding(Condition.READY, known)
+    if version is not None:
+        return Finding(Condition.UNKNOWN_VERSION, None, f"{VERSION_SENTINEL} says {version!r}")
+    names = {name for name in names if not _is_unfinished_sentinel(name)}
+    if not names:
+        return Finding(Condition.EMPTY)
+    shown = ", ".join(sorted(names)[:_NAMES_SHOWN]) + (" and others" if len(names) > _NAMES_SHOWN else "")
+    if all(_BADGER.fullmatch(name) for name in names) and names != {"LOCK"}:
+        return Finding(Condition.BADGER, None, shown)
+    return Finding(Condition.FOREIGN, None, shown)
+
+
+def require_ready(disk: Disk, root: int, path: str) -> int:
+    """The format of a store that a reader can show now.
+
+    Raises:
+        StoreWaiting: not yet: it is not prepared, or being wiped, or still BadgerDB's.
+        StoreRefused: it is something else.
+    """
+    found = examine(disk, root)
+    if found.condition is Condition.READY:
+        assert found.format is not None
+        return found.format
+    if found.condition in (Condition.FOREIGN, Condition.UNKNOWN_VERSION):
+        raise _refusal(path, found)
+    raise StoreWaiting(f"{path} is not ready: {_told(found)}")
+
+
+def prepare(disk: Disk, root: int, path: str, new_format: int, wipe_foreign: bool = False) -> tuple[int, Finding]:
+    """Make `root` a store that a writer can use, whatever it was; -> (its format, what it was found to be).
+
+    A ready store keeps its format.  The caller holds the store's lock.
+
+    Raises:
+        StoreRefused: it is something else, and `wipe_foreign` is not set.
+        OSError: a step failed; calling again goes on from there.
+    """
+    found = examine(disk, root)
+    if found.condition is Condition.READY:
+        assert found.format is not None
+        return found.format, found
+    if found.condition in (Condition.FOREIGN, Condition.UNKNOWN_VERSION) and not wipe_foreign:
+        raise _refusal(path, found)
+    format_ = found.format if found.format is not None else new_format
+    if found.condition is Condition.EMPTY:
+        write_version(disk, root, format_)
+    else:
+        wipe(disk, root, format_)
+    return format_, found
+
+
+def wipe(disk: Disk, root: int, format_: int) -> None:
+    """Empty the store and leave it ready in `format_`.  Cut short at any step, another call finishes it."""
+    if not _exists(disk, root, WIPE_SENTINEL):
+        disk.close(disk.create(root, WIPE_SENTINEL))
+    marker = disk.open_file(root, WIPE_SENTINEL)
+    try:
+        disk.sync(marker)
+    finally:
+        disk.close(marker)
+    disk.sync_dir(root)
+    if not _exists(disk, root, VERSION_SENTINEL) or _read_version(disk, root) != str(format_):
+        write_version(disk, root, format_)
+    for name, _ in disk.names(root):
+        if name not in (VERSION_SENTINEL, WIPE_SENTINEL, LOST_AND_FOUND):
+            disk.remove_tree(root, name)
+    disk.sync_dir(root)
+    disk.unlink(root, WIPE_SENTINEL)
+    disk.sync_dir(root)
+
+
+def write_version(disk: Disk, root: int, format_: int) -> None:
+    """Set the version sentinel, durably: the old one or the new one is there at every moment."""
+    temporary = f"{VERSION_SENTINEL}-tagfs"
+    if _exists(disk, root, temporary):
+        disk.unlink(root, temporary)
+    file = disk.create(root, temporary)
+    try:
+        disk.write(file, b"%d\n" % format_)
+        disk.sync(file)
+    finally:
+        disk.close(file)
+    disk.rename(root, temporary, root, VERSION_SENTINEL)
+    disk.sync_dir(root)
+
+
+def is_current(disk: Disk, root: int, format_: int) -> bool:
+    """Whether the store still says `format_` and no wipe of it has begun: a few microseconds, for every commit."""
+    try:
+        return not _exists(disk, root, WIPE_SENTINEL) and _read_version(disk, root) == str(format_)
+    except OSError:
+        return False
+
+
+def _read_version(disk: Disk, root: int) -> str:
+    file = disk.open_file(root, VERSION_SENTINEL)
+    try:
+        return disk.read(file, _VERSION_LIMIT).decode("ascii", "backslashreplace").strip()
+    finally:
+        disk.close(file)
+
+
+def _exists(disk: Disk, root: int, name: str) -> bool:
+    try:
+        disk.stat(root, name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _is_unfinished_sentinel(name: str) -> bool:
+    """Flux names them `.storage-version-<digits>`, tagfs `.storage-version-tagfs`."""
+    return name.startswith(f"{VERSION_SENTINEL}-")
+
+
+def _told(found: Finding) -> str:
+    return f"{found.condition.value}{f' ({found.detail})' if found.detail else ''}"
+
+
+def _refusal(path: str, found: Finding) -> StoreRefused:
+    if BASE in found.detail.split(", "):
+        cure = f"if these are tag lists, write the format's version first: echo 2 > {path}/{VERSION_SENTINEL}"
+    else:
+        cure = "name an empty directory, or insist with --wipe-foreign, which deletes all of it"
+    return StoreRefused(f"{path} is no tag store: {_told(found)}; {cure}")

@@ -1,0 +1,53 @@
+"""Staging: where lists are written before they are renamed into place.  Blocking.
+
+Owns: the stage directory, its files, what an earlier writer left in it.
+Does not know: keys, codecs.
+"""
+
+import secrets
+import threading
+from contextlib import suppress
+
+from tagfs.disk import Disk
+from tagfs.names import STAGE_DIRECTORY
+
+
+class StageDirectory:
+    """The directory STAGE_DIRECTORY of the store `root`; made when it is first needed, and again if it is removed."""
+
+    def __init__(self, disk: Disk, root: int) -> None:
+        self._disk = disk
+        self._root = root
+        self._descriptor: int | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def descriptor(self) -> int:
+        with self._lock:
+            if self._descriptor is not None:
+                if self._disk.stat_open(self._descriptor).st_nlink > 0:
+                    return self._descriptor
+                self._disk.close(self._descriptor)
+                self._descriptor = None
+            with suppress(FileExistsError):
+                self._disk.make_dir(self._root, STAGE_DIRECTORY)
+            self._descriptor = self._disk.open_dir(self._root, STAGE_DIRECTORY)
+            return self._descriptor
+
+    def create(self) -> tuple[str, int]:
+        """(name, descriptor) of a new file, open for writing."""
+        name = secrets.token_hex(8)
+        return name, self._disk.create(self.descriptor, name)
+
+    def names(self) -> list[str]:
+        """The files in it: before the first `create`, all of a writer that is gone."""
+        return [name for name, is_dir in self._disk.names(self.descriptor) if not is_dir]
+
+    def unlink(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self._disk.unlink(self.descriptor, name)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            self._disk.close(self._descriptor)
+            self._descriptor = None

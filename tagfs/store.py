@@ -1,0 +1,183 @@
+"""Store: repository key -> tag list.  The interface that every store implements, stated once.  Blocking.
+
+Owns: what a store promises.
+Does not know: FUSE, trio, Kubernetes, where the bytes live.
+Invariant: a reader sees the old tag list or the new one, never a mix and never a part.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tagfs.codec import Codec
+from tagfs.errors import RepositoryMissing
+from tagfs.names import RepositoryKey
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One committed tag list, as it is stored.
+
+    `size` is of the plain bytes, as the stored header promises; `stored_size` of the stored ones; `blocks` are the
+    512-byte blocks they take.  `identity` differs between two versions of a list.  Where the variant cannot be read,
+    `fault` says why, and `size` is the stored size.
+    """
+
+    codec: Codec
+    size: int
+    stored_size: int
+    blocks: int
+    mtime_ns: int
+    ctime_ns: int
+    identity: tuple[int, ...]
+    fault: str | None = None
+
+
+class Snapshot(ABC):
+    """One version of a list, pinned: `content` returns its bytes however the list changes."""
+
+    version: Version
+
+    @abstractmethod
+    def content(self) -> bytes:
+        """The plain bytes, decoded at the first call.
+
+        Raises:
+            ListCorrupt: the stored bytes are not what they promise.
+            OSError: the disk failed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what pins the version; closing twice is no error."""
+
+
+class Stage(ABC):
+    """A list that is encoded and written beside, and not yet durable nor visible."""
+
+    key: RepositoryKey
+    size: int
+
+
+class Store(ABC):
+    """The tag lists of one store.
+
+    One writer at a time changes a key; `publish`, `discard`, `remove` and `hide` of different keys may run in
+    different threads at once, beside any reader.  Every method raises OSError where the disk fails, and StoreWaiting
+    where the store has been taken away beneath it.
+    """
+
+    @abstractmethod
+    def namespaces(self) -> list[str]:
+        """The namespaces, in no order."""
+
+    @abstractmethod
+    def repositories(self, namespace: str) -> list[str]:
+        """The names of the repositories of a namespace, in no order; RepositoryMissing where there is none."""
+
+    @abstractmethod
+    def directory_mtime_ns(self, namespace: str | None = None, name: str | None = None) -> int:
+        """When the directory of all namespaces, of one, or of a repository changed; RepositoryMissing without it."""
+
+    @abstractmethod
+    def make_namespace(self, namespace: str) -> None:
+        """AlreadyExists where it is there."""
+
+    @abstractmethod
+    def make_repository(self, key: RepositoryKey) -> None:
+        """AlreadyExists where it is there, RepositoryMissing where its namespace is not."""
+
+    @abstractmethod
+    def remove_namespace(self, namespace: str) -> None:
+        """DirectoryNotEmpty where it holds repositories, RepositoryMissing where it is not there."""
+
+    @abstractmethod
+    def remove_repository(self, key: RepositoryKey) -> None:
+        """Remove the directory of a key without a list; what is no list in it goes with it.
+
+        Raises:
+            DirectoryNotEmpty: it has a list.
+            RepositoryMissing: it is not there.
+        """
+
+    @abstractmethod
+    def examine(self, key: RepositoryKey) -> Version:
+        """The current version of a list; ListMissing where there is none."""
+
+    @abstractmethod
+    def open(self, key: RepositoryKey) -> Snapshot:
+        """Pin the current version of a list; ListMissing where there is none."""
+
+    @abstractmethod
+    def stage(self, key: RepositoryKey, plain: bytes) -> Stage:
+        """Encode a valid list and write it beside; ListTooLarge over the limit."""
+
+    @abstractmethod
+    def publish(self, stage: Stage, mtime_ns: int | None = None) -> Version:
+        """Make a stage the current version of its list, durably, with `mtime_ns` or the time of writing.
+
+        Makes the directories of the key where they are missing.  The stage is used up, also by an error.
+
+        Raises:
+            CommitUncertain: readers see the new list, and it may not be durable.
+            OSError: any other failure, with the old list in place.
+        """
+
+    @abstractmethod
+    def discard(self, stage: Stage) -> None:
+        """Give up a stage; discarding one that is used up is no error."""
+
+    @abstractmethod
+    def is_stored_as(self, key: RepositoryKey, plain: bytes) -> bool:
+        """Whether the list is `plain` already and stored as it would be now, so that writing it changes nothing."""
+
+    @abstractmethod
+    def set_mtime(self, key: RepositoryKey, mtime_ns: int) -> None:
+        """ListMissing where there is no list."""
+
+    @abstractmethod
+    def remove(self, key: RepositoryKey) -> None:
+        """Delete a list durably, its directory stays; ListMissing where there is none."""
+
+    @abstractmethod
+    def hide(self, key: RepositoryKey) -> None:
+        """Take a list out of sight, durably, until it is published anew, recovered or dropped; else ListMissing."""
+
+    @abstractmethod
+    def recover(self, key: RepositoryKey) -> bool:
+        """Put a hidden list back where no successor is; -> whether there was one to put back."""
+
+    @abstractmethod
+    def drop_hidden(self, key: RepositoryKey) -> None:
+        """Delete a hidden list; no error where there is none."""
+
+    @abstractmethod
+    def space(self) -> os.statvfs_result:
+        """The file system beneath, as statvfs(3) tells it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the store."""
+
+    def scan(self) -> Iterator[RepositoryKey]:
+        """Every key that has a directory, with a list or without one; what vanishes meanwhile may be missing."""
+        for namespace in sorted(self.namespaces()):
+            try:
+                names = sorted(self.repositories(namespace))
+            except RepositoryMissing:
+                continue
+            for name in names:
+                yield RepositoryKey(namespace, name)
+
+    def read(self, key: RepositoryKey) -> bytes:
+        """The plain bytes of a list; ListMissing, ListCorrupt."""
+        snapshot = self.open(key)
+        try:
+            return snapshot.content()
+        finally:
+            snapshot.close()
+
+    def replace(self, key: RepositoryKey, plain: bytes, mtime_ns: int | None = None) -> Version:
+        """Make `plain`, a valid list, the list of `key`, durably."""
+        return self.publish(self.stage(key, plain), mtime_ns)

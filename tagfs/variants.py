@@ -1,0 +1,122 @@
+"""Variants: the files that hold one key's list, which of them wins, and reading it.  Blocking.
+
+Owns: precedence of variants, what a version is on disk, pinning one.
+Does not know: keys, writing.
+Source of the precedence: `newerVariant` in Flux's `internal/storage/filesystem.go` (image-reflector-controller).
+"""
+
+import stat
+from dataclasses import dataclass
+
+from tagfs.codec import CODECS, HEADER_SIZE, PLAIN, TRAILER_SIZE, Codec, Undecodable
+from tagfs.disk import Disk, FileStatus
+from tagfs.errors import ListCorrupt
+from tagfs.names import HIDDEN_PREFIX, LIST
+from tagfs.store import Snapshot, Version
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One file that holds a key's list in one codec."""
+
+    codec: Codec
+    name: str
+    status: FileStatus
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """The variant of the highest rank wins: the newer one, on a tie the compressed one."""
+        return self.status.st_mtime_ns, CODECS.index(self.codec)
+
+
+def find(disk: Disk, directory: int, codecs: tuple[Codec, ...], prefix: str = "") -> list[Variant]:
+    """The variants in the directory of a key, the winner first; with HIDDEN_PREFIX, the hidden ones."""
+    found = []
+    for codec in codecs:
+        name = prefix + LIST + codec.suffix
+        try:
+            status = disk.stat(directory, name)
+        except FileNotFoundError:
+            continue
+        if stat.S_ISREG(status.st_mode):
+            found.append(Variant(codec, name, status))
+    return sorted(found, key=lambda variant: variant.rank, reverse=True)
+
+
+def find_hidden(disk: Disk, directory: int, codecs: tuple[Codec, ...]) -> list[Variant]:
+    return find(disk, directory, codecs, HIDDEN_PREFIX)
+
+
+class PinnedFile(Snapshot):
+    """The version that a variant holds.  Keeps the file open until it is read once, then its plain bytes.
+
+    Args:
+        path: the variant's path, for messages.
+        list_limit: plain bytes, at most.
+    """
+
+    __slots__ = ("_content", "_disk", "_file", "_limit", "_path", "version")
+
+    def __init__(self, disk: Disk, directory: int, variant: Variant, path: str, list_limit: int) -> None:
+        """FileNotFoundError where the variant is gone; any other fault is told by the version."""
+        self._disk = disk
+        self._path = path
+        self._limit = list_limit
+        self._content: bytes | None = None
+        self._file: int | None = None
+        status, fault = variant.status, None
+        try:
+            self._file = disk.open_file(directory, variant.name)
+            status = disk.stat_open(self._file)
+            size = self._promised_size(variant.codec, status)
+        except FileNotFoundError:
+            raise
+        except (Undecodable, OSError) as error:
+            fault, size = _reason(error), status.st_size
+        self.version = Version(
+            codec=variant.codec,
+            size=size,
+            stored_size=status.st_size,
+            blocks=status.st_blocks,
+            mtime_ns=status.st_mtime_ns,
+            ctime_ns=status.st_ctime_ns,
+            identity=(status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size),
+            fault=fault,
+        )
+
+    def _promised_size(self, codec: Codec, status: FileStatus) -> int:
+        assert self._file is not None
+        if not stat.S_ISREG(status.st_mode):
+            raise Undecodable("no regular file")
+        size = status.st_size
+        if codec is not PLAIN:
+            header = self._disk.read(self._file, HEADER_SIZE)
+            trailer = self._disk.read(self._file, TRAILER_SIZE, max(0, status.st_size - TRAILER_SIZE))
+            size = codec.plain_size(header, trailer, status.st_size)
+        if size > self._limit:
+            raise Undecodable(f"promises {size} bytes, --max-list-size allows {self._limit}")
+        return size
+
+    def content(self) -> bytes:
+        if self._content is None:
+            if self.version.fault is not None or self._file is None:
+                raise ListCorrupt(self._path, self.version.fault or "read after it was closed")
+            try:
+                stored = self._disk.read(self._file, self.version.stored_size)
+                content = self.version.codec.decode(stored, self._limit)
+            except Undecodable as error:
+                raise ListCorrupt(self._path, str(error)) from error
+            if len(content) != self.version.size:
+                raise ListCorrupt(self._path, f"promises {self.version.size} bytes, holds {len(content)}")
+            self._content = content
+            self.close()
+        return self._content
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._disk.close(self._file)
+            self._file = None
+
+
+def _reason(error: Undecodable | OSError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
