@@ -1,0 +1,56 @@
+# Everything that is done often, each with one command that works alone right after a clone.
+#
+# VENV=DIR puts the virtual environment elsewhere; PYTHON=/path/to/python3 chooses the interpreter.
+# ARGS="..." goes to pytest, or to the demo: make test ARGS="-k sentinel -x"
+
+.SUFFIXES:
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup setup-test demo test test-fast check format-check lint types format lock dist clean
+
+VENV ?= .venv
+ARGS =
+export VENV
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: ## Install what is missing; make the virtual environment
+	@scripts/setup
+
+setup-test:
+	@scripts/setup --test
+
+demo: setup ## Mount a store, copy 186 real tag lists in, show what that gives
+	@scripts/demo $(ARGS)
+
+test: setup-test ## Every test, real mounts included
+	@scripts/test $(ARGS)
+
+test-fast: setup ## The tests that need neither a mount nor patience: seconds
+	@scripts/test -m 'not mount and not slow' $(ARGS)
+
+check: setup-test format-check lint types test ## Format, lint, strict types, every test: the gate before a commit
+
+format-check: setup
+	"$(VENV)/bin/ruff" format --check .
+
+lint: setup
+	"$(VENV)/bin/ruff" check .
+
+types: setup
+	"$(VENV)/bin/mypy"
+
+format: setup ## Format the code and mend what lint can mend
+	"$(VENV)/bin/ruff" format .
+	"$(VENV)/bin/ruff" check --fix .
+
+lock: ## Pin the newest versions that pyproject.toml allows into requirements*.txt
+	scripts/lock
+
+dist: setup ## Build the wheel and the source archive into dist/
+	"$(VENV)/bin/hatchling" build
+
+clean: ## Remove what the other targets made
+	rm -rf "$(VENV)" dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -prune -exec rm -rf {} +
