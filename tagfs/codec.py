@@ -25,6 +25,11 @@ HEADER_SIZE = 18
 TRAILER_SIZE = 4
 """Bytes at the end of a file that hold gzip's ISIZE (RFC 1952, 2.3.1)."""
 
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+_ZSTD_NOTHING = HEADER_SIZE + 3 + 4
+"""Bytes of a frame without content, at most: header, one empty block, checksum."""
+
 _GZIP_WRAPPER = 31
 """zlib's window bits for the largest window in a gzip wrapper."""
 
@@ -70,7 +75,7 @@ def _decode_gzip(stored: bytes, limit: int) -> bytes:
 
 
 def _size_gzip(header: bytes, trailer: bytes, stored_size: int) -> int:
-    if header[:2] != b"\x1f\x8b" or stored_size < 18:
+    if header[:2] != b"\x1f\x8b" or stored_size < 18 or len(trailer) != TRAILER_SIZE:
         raise Undecodable("not gzip, or truncated")
     return int(struct.unpack("<I", trailer)[0])
 
@@ -99,14 +104,24 @@ def _decode_zstd(stored: bytes, limit: int) -> bytes:
         decompressor = _of_thread.decompressor = zstandard.ZstdDecompressor()
     try:
         if size == 0:
-            # `decompress` answers b"" to a promise of nothing without looking at the rest of the frame.
-            plain = decompressor.stream_reader(stored).read(1)
+            plain = _decode_nothing(decompressor, stored)
         else:
             plain = decompressor.decompress(stored, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise Undecodable(f"zstd is corrupt ({error})") from error
     if len(plain) != size:
         raise Undecodable(f"zstd promises {size} bytes and holds others")
+    return plain
+
+
+def _decode_nothing(decompressor: zstandard.ZstdDecompressor, stored: bytes) -> bytes:
+    """`decompress` answers b"" to a promise of nothing without looking at the frame; this one looks to its end."""
+    if stored[:4] != _ZSTD_MAGIC or len(stored) > _ZSTD_NOTHING:
+        raise Undecodable("zstd promises nothing and holds something")
+    inflater = decompressor.decompressobj()
+    plain = inflater.decompress(stored)
+    if not inflater.eof or inflater.unused_data:
+        raise Undecodable("zstd is truncated, or bytes follow its frame")
     return plain
 
 

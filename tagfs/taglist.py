@@ -26,14 +26,18 @@ def encode(tags: Iterable[str]) -> bytes:
     Raises:
         TagListInvalid: a tag is not of the grammar.
     """
-    plain = b"".join(tag.encode("utf-8", "surrogateescape") + b"\n" for tag in tags)
-    validate(plain)
-    return plain
+    lines = [tag.encode("utf-8", "backslashreplace") for tag in tags]
+    for number, line in enumerate(lines, 1):
+        fault = _fault(line)
+        if fault:
+            raise TagListInvalid(number, fault)
+    return b"".join(line + b"\n" for line in lines)
 
 
 def decode(plain: bytes) -> list[str]:
     """The bytes of a list -> its tags, not validated."""
-    return plain.decode("ascii", "replace").splitlines()
+    tags = plain.decode("ascii", "replace").split("\n")
+    return tags if tags[-1] else tags[:-1]
 
 
 def count(plain: bytes) -> int:
@@ -80,9 +84,11 @@ class Screen:
         # INVARIANT: the bytes of the unfinished line before `_next`, at most TAG_LIMIT of them.
         self._carry = b""
 
-    def start_after(self, size: int, lines: int) -> None:
-        """Take `size` bytes of `lines` whole lines as judged already: the next write in sequence is at `size`."""
-        self._next, self._line, self._carry = size, lines + 1, b""
+    def resume(self, text: bytes) -> None:
+        """Take `text`, from offset 0, as judged already: the next write in sequence is at its end."""
+        self._next = len(text)
+        self._line = text.count(b"\n") + 1
+        self._carry = text[text.rfind(b"\n") + 1 :]
 
     def check(self, offset: int, data: bytes) -> None:
         """Judge `data` written at `offset`.
@@ -91,7 +97,7 @@ class Screen:
             TagListInvalid: no later write can make a list of it, unless it is overwritten.
         """
         if offset == 0:
-            self.start_after(0, 0)
+            self.resume(b"")
         if offset != self._next:
             self._next = None
             foreign = data.translate(None, _LIST_BYTES)
@@ -102,9 +108,10 @@ class Screen:
         lines = text.split(b"\n")
         last = lines.pop()
         if not _is_sound(text) or len(last) > TAG_LIMIT:
-            for number, line in enumerate([*lines, last], self._line):
+            # Nothing after the last newline is no blank line: the next write goes on there.
+            for number, line in enumerate([*lines, last] if last else lines, self._line):
                 fault = _fault(line)
-                if fault and not (line is last and not last):
+                if fault:
                     raise TagListInvalid(number, fault)
         self._next += len(data)
         self._line += len(lines)
@@ -139,6 +146,7 @@ def _foreign(byte: bytes) -> str:
         b"\t": "a tab",
         b"\r": "a carriage return (a Windows line ending?)",
         b"\0": "a NUL",
+        b"\n": "a newline",
     }
     return f"{told.get(byte, f'byte 0x{byte.hex()}')} cannot be part of a tag"
 
