@@ -117,7 +117,9 @@ def test_tags_survive_being_a_list(tags: list[str]) -> None:
     assert taglist.count(plain) == len(tags)
 
 
-@pytest.mark.parametrize("tag", ["", " ", "a b", ".a", "-a", "x" * 129, "é", chr(0xDC80), chr(0xD800), "a\n", "a\nb", "\n"])
+@pytest.mark.parametrize(
+    "tag", ["", " ", "a b", ".a", "-a", "x" * 129, "é", chr(0xDC80), chr(0xD800), "a\n", "a\nb", "\n"]
+)
 def test_what_is_no_tag_is_not_encoded(tag: str) -> None:
     with pytest.raises(TagListInvalid) as caught:
         taglist.encode(["good", tag, "good"])
