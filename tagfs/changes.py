@@ -1,0 +1,158 @@
+"""Changes: what happened in the backing directory beneath a mount, as inotify tells it.  Async.
+
+Owns: the inotify descriptor, which directories are watched, the meaning of events.
+Does not know: FUSE, what a list is.
+Source: inotify(7).
+"""
+
+import ctypes
+import errno
+import logging
+import os
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+
+import trio
+
+from tagfs.errors import RepositoryMissing
+
+log = logging.getLogger(__name__)
+
+_ATTRIB, _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x4, 0x8, 0x40, 0x80, 0x100, 0x200
+_DELETE_SELF, _MOVE_SELF, _UNMOUNT, _OVERFLOW, _IGNORED = 0x400, 0x800, 0x2000, 0x4000, 0x8000
+_ONLYDIR, _EXCL_UNLINK, _ISDIR = 0x01000000, 0x04000000, 0x40000000
+_MASK = (_ATTRIB | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF) | (
+    _ONLYDIR | _EXCL_UNLINK
+)
+
+_EVENT = struct.Struct("iIII")
+"""`struct inotify_event`: watch descriptor, mask, cookie, length of the name that follows."""
+
+_READ_SIZE = 1 << 16
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """`name` changed in the directory `path` below the base; `path` None is the store itself.  `is_lost`: what
+    happened is not known (an overflow, or the store's directory itself was moved, removed or unmounted)."""
+
+    path: tuple[str, ...] | None
+    name: str
+    is_lost: bool = False
+
+
+class Changes:
+    """The watches of one store.
+
+    Args:
+        opened: path below the base -> its descriptor, without following links; raises RepositoryMissing.
+        root: descriptor of the store's directory.
+    """
+
+    def __init__(self, opened: Callable[..., AbstractContextManager[int]], root: int) -> None:
+        self._opened = opened
+        self._descriptor = _check(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self._paths: dict[int, tuple[str, ...] | None] = {}
+        self._watches: dict[tuple[str, ...] | None, int] = {}
+        self._is_exhausted = False
+        self._add(None, root)
+
+    def cover(self, path: tuple[str, ...]) -> bool:
+        """Whether changes in the directory `path` below the base are told from now on."""
+        if path in self._watches:
+            return True
+        if self._is_exhausted:
+            return False
+        try:
+            with self._opened(*path) as directory:
+                self._add(path, directory)
+        except RepositoryMissing:
+            return False
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                log.debug("cannot watch %s: %s", "/".join(path), error)
+                return False
+            self._is_exhausted = True
+            log.warning(
+                "no inotify watches are left after %d: changes in further directories show after a second; "
+                "raise the sysctl fs.inotify.max_user_watches and mount again",
+                len(self._watches),
+            )
+            return False
+        return True
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the store's directory itself has gone, so that nothing more will be told of it."""
+        return None not in self._watches
+
+    async def events(self) -> AsyncIterator[list[Change]]:
+        """What happened, in batches, as it happens; ends never."""
+        while True:
+            await trio.lowlevel.wait_readable(self._descriptor)
+            try:
+                raw = os.read(self._descriptor, _READ_SIZE)
+            except BlockingIOError:
+                continue
+            batch = list(dict.fromkeys(self._decode(raw)))
+            if batch:
+                yield batch
+
+    def close(self) -> None:
+        trio.lowlevel.notify_closing(self._descriptor)
+        os.close(self._descriptor)
+
+    def _add(self, path: tuple[str, ...] | None, directory: int) -> None:
+        watch = _check(_libc.inotify_add_watch(self._descriptor, b"/proc/self/fd/%d" % directory, _MASK))
+        self._paths[watch] = path
+        self._watches[path] = watch
+
+    def _decode(self, raw: bytes) -> list[Change]:
+        changes = []
+        position = 0
+        while position < len(raw):
+            watch, mask, _, length = _EVENT.unpack_from(raw, position)
+            position += _EVENT.size
+            name = os.fsdecode(raw[position : position + length].rstrip(b"\0"))
+            position += length
+            change = self._interpret(watch, mask, name)
+            if change is not None:
+                changes.append(change)
+        return changes
+
+    def _interpret(self, watch: int, mask: int, name: str) -> Change | None:
+        if mask & _OVERFLOW:
+            log.warning("inotify lost events: everything that the kernel keeps of this mount is looked up again")
+            return Change(None, "", is_lost=True)
+        if watch not in self._paths:
+            return None
+        path = self._paths[watch]
+        if mask & (_IGNORED | _UNMOUNT | _DELETE_SELF | _MOVE_SELF):
+            self._remove(path)
+            return Change(None, "", is_lost=True) if path is None else None
+        if mask & _ISDIR and mask & _ATTRIB:
+            return None
+        if mask & _ISDIR and mask & (_MOVED_FROM | _MOVED_TO | _DELETE) and path is not None:
+            for below in [
+                known for known in self._watches if known is not None and known[: len(path) + 1] == (*path, name)
+            ]:
+                self._remove(below)
+        return Change(path, name)
+
+    def _remove(self, path: tuple[str, ...] | None) -> None:
+        watch = self._watches.pop(path, None)
+        if watch is not None:
+            self._paths.pop(watch, None)
+            with suppress(OSError):
+                _check(_libc.inotify_rm_watch(self._descriptor, watch))
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result

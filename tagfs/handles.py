@@ -1,0 +1,325 @@
+"""Handles: what programs have open, and the bytes that they have written and not committed.  Pure.
+
+Owns: the content of a writer and of a scratch file, poisoning, the bound on what all of them hold in memory.
+Does not know: node ids, the store's files, FUSE.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tagfs import taglist
+from tagfs.errors import EmptyingRefused, HandlePoisoned, ListTooLarge, StagingFull, TagListInvalid
+from tagfs.inodes import DirectoryNode, ListNode, ScratchNode
+from tagfs.names import RepositoryKey
+from tagfs.store import Snapshot, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something that blocks, for one key: `run` touches the store alone and may run in a thread, then `settle` takes
+    its result into the tables of the tree, or `fail` its error.  `size` is the bytes that `run` has to work through."""
+
+    key: RepositoryKey
+    run: Callable[[], Any]
+    settle: Callable[[Any], None]
+    fail: Callable[[BaseException], None] = field(default=lambda error: None)
+    size: int = 0
+
+
+class Budget:
+    """The bytes that all writers and scratch files together may hold in memory."""
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+    def change(self, growth: int) -> None:
+        """Take `growth` bytes, or give them back; StagingFull where they are not to be had."""
+        if growth > 0 and self.used + growth > self.limit:
+            raise StagingFull(f"open writers and scratch files hold {self.used} bytes, {self.limit} are allowed")
+        self.used += growth
+
+
+class Buffer:
+    """Bytes that can be written anywhere, within a budget and below `limit`."""
+
+    __slots__ = ("_budget", "_bytes", "_limit")
+
+    def __init__(self, budget: Budget, limit: int, content: bytes = b"") -> None:
+        budget.change(len(content))
+        self._budget = budget
+        self._bytes = bytearray(content)
+        self._limit = limit
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return bytes(self._bytes[offset : offset + size])
+
+    def content(self) -> bytes:
+        return bytes(self._bytes)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Raises ListTooLarge or StagingFull, with nothing written."""
+        self._grow(offset + len(data))
+        self._bytes[offset : offset + len(data)] = data
+
+    def truncate(self, size: int) -> None:
+        """Cut, or extend with NULs; raises as `write` does."""
+        self._grow(size)
+        self._budget.change(size - len(self._bytes))
+        del self._bytes[size:]
+
+    def release(self) -> None:
+        """Let the bytes go, and give the budget back."""
+        self._budget.change(-len(self._bytes))
+        self._bytes = bytearray()
+
+    def _grow(self, size: int) -> None:
+        if size > self._limit:
+            raise ListTooLarge(f"{size} bytes, --max-list-size allows {self._limit}")
+        missing = size - len(self._bytes)
+        if missing > 0:
+            self._budget.change(missing)
+            self._bytes.extend(bytes(missing))
+
+
+class Scratch:
+    """A file beside a list that programs replace the list with.
+
+    `hides` says that the list was renamed to this name and its variant is kept; `is_linked` that it has a name.
+    After a rename over the list, `list_key` is the list that what is still open writes to.
+    """
+
+    __slots__ = (
+        "buffer",
+        "hides",
+        "is_changed",
+        "is_linked",
+        "list_key",
+        "mtime_ns",
+        "node",
+        "open_count",
+        "requested_mtime_ns",
+    )
+
+    def __init__(self, node: ScratchNode, buffer: Buffer, mtime_ns: int) -> None:
+        self.node = node
+        self.buffer = buffer
+        self.mtime_ns = mtime_ns
+        self.requested_mtime_ns: int | None = None
+        self.hides = False
+        self.is_linked = True
+        self.open_count = 0
+        self.list_key: RepositoryKey | None = None
+        self.is_changed = False
+
+    def write(self, offset: int, data: bytes, now_ns: int) -> None:
+        self.buffer.write(offset, data)
+        self._change(now_ns)
+
+    def truncate(self, size: int, now_ns: int) -> None:
+        self.buffer.truncate(size)
+        self._change(now_ns)
+
+    def _change(self, now_ns: int) -> None:
+        self.mtime_ns = now_ns
+        self.requested_mtime_ns = None
+        self.is_changed = True
+
+
+class Writer:
+    """What one handle has written to a list.
+
+    Args:
+        base: the version that it was opened on, None for a list that is not there yet.
+        appends: opened with O_APPEND: its bytes go behind whatever is the list when they are committed.
+        truncates: opened with O_TRUNC.
+    """
+
+    def __init__(
+        self, budget: Budget, limit: int, base: Snapshot | None, appends: bool, truncates: bool, pid: int
+    ) -> None:
+        self.base = base
+        self.appends = appends
+        self.truncates = truncates
+        self.pid = pid
+        self.requested_mtime_ns: int | None = None
+        self.stage: Stage | None = None
+        self.staged: bytes | None = None
+        """What the last flush found valid and was not committed yet; `stage` is the same beside, unless it was the
+        list already."""
+        self.is_detached = False
+        """The list was deleted since: closing commits nothing."""
+        self.is_changed = base is None
+        """Differs from what was staged last; a new list does without a byte written: it is an empty one."""
+        self.was_written = False
+        """At least one write or truncation, as opposed to O_TRUNC alone."""
+        self._poison: TagListInvalid | None = None
+        self._screen = taglist.Screen()
+        self._budget = budget
+        self._limit = limit
+        # INVARIANT: None until the content differs from that of `base`; for an appender only what it appended.
+        self._buffer: Buffer | None = None
+        if base is None or truncates or appends:
+            self._buffer = Buffer(budget, limit)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the list as this writer sees it."""
+        base = self.base.version.size if self.base is not None else 0
+        if self._buffer is None:
+            return base
+        return len(self._buffer) + (base if self.is_appending else 0)
+
+    @property
+    def is_appending(self) -> bool:
+        """Its bytes go behind whatever is the list when they are committed."""
+        return self.appends and not self.truncates
+
+    @property
+    def is_pending(self) -> bool:
+        """Closing it now would commit something, unless that is refused."""
+        return not self.is_detached and (self.is_changed or self.staged is not None)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self.content()[offset : offset + size]
+
+    def content(self) -> bytes:
+        """The list as this writer sees it; raises as `Snapshot.content` does."""
+        if self._buffer is None:
+            assert self.base is not None
+            return self.base.content()
+        if self.is_appending and self.base is not None:
+            return self.base.content() + self._buffer.content()
+        return self._buffer.content()
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write, or refuse what can never become part of a list.
+
+        Raises:
+            TagListInvalid: refused; the handle is poisoned.
+            HandlePoisoned: it was poisoned before.
+            ListTooLarge, StagingFull: nothing was written.
+        """
+        self._require_sound()
+        buffer = self._load()
+        if self.appends:
+            offset = len(buffer)
+        try:
+            self._screen.check(offset, data)
+        except TagListInvalid as error:
+            self._poison = error
+            raise
+        buffer.write(offset, data)
+        self._change()
+
+    def truncate(self, size: int) -> None:
+        """Cut the content to `size` bytes; to none, a poisoned handle is sound again.
+
+        Raises:
+            TagListInvalid: it would grow.
+            HandlePoisoned: it is poisoned, and `size` is not 0.
+        """
+        if size == 0:
+            self._poison = None
+            self.truncates = True
+            if self._buffer is not None:
+                self._buffer.truncate(0)
+            else:
+                self._buffer = Buffer(self._budget, self._limit)
+            self._screen.resume(b"")
+            self._change()
+            return
+        self._require_sound()
+        if size > self.size:
+            raise TagListInvalid(None, f"cannot grow from {self.size} to {size} bytes: NULs are no tags")
+        if size == self.size:
+            return
+        content = self.content()[:size]
+        if self._buffer is not None:
+            self._buffer.release()
+        self.appends = False
+        self._buffer = Buffer(self._budget, self._limit, content)
+        self._screen.resume(content)
+        self._change()
+
+    def take(self) -> bytes | None:
+        """The bytes that closing now would commit, valid as a list (for an appender: as the end of one); None where
+        there is nothing new.
+
+        Raises:
+            HandlePoisoned, TagListInvalid: closing now commits nothing.
+            EmptyingRefused: O_TRUNC, and nothing written, over a list that is not empty.
+        """
+        self._require_sound()
+        if self.truncates and not self.was_written and self.base is not None and self.base.version.size > 0:
+            raise EmptyingRefused("opened with O_TRUNC and nothing was written: the list stays as it was")
+        if not self.is_changed:
+            return None
+        assert self._buffer is not None
+        plain = self._buffer.content()
+        taglist.validate(plain)
+        self.is_changed = False
+        return plain
+
+    def committed(self) -> None:
+        """What was staged is the list now: an appender starts anew behind it."""
+        self.stage = None
+        self.staged = None
+        if self.is_appending and self._buffer is not None and not self.is_changed:
+            self._buffer.truncate(0)
+
+    def close(self) -> None:
+        if self._buffer is not None:
+            self._buffer.release()
+
+    def _change(self) -> None:
+        self.is_changed = True
+        self.was_written = True
+        self.requested_mtime_ns = None
+
+    def _load(self) -> Buffer:
+        if self._buffer is None:
+            assert self.base is not None
+            content = self.base.content()
+            self._buffer = Buffer(self._budget, self._limit, content)
+        return self._buffer
+
+    def _require_sound(self) -> None:
+        if self._poison is not None:
+            raise HandlePoisoned(f"refused before ({self._poison}): closing this handle commits nothing")
+
+
+@dataclass(slots=True)
+class ReadHandle:
+    """A reader: one version to the end; `node` shares its snapshot among its readers."""
+
+    node: ListNode | None
+    content: Callable[[], bytes]
+
+
+@dataclass(slots=True)
+class WriteHandle:
+    node: ListNode
+    writer: Writer
+
+
+@dataclass(slots=True)
+class ScratchHandle:
+    scratch: Scratch
+
+
+@dataclass(slots=True)
+class DirectoryHandle:
+    """`names` is what the directory showed when it was last read from its start."""
+
+    node: DirectoryNode
+    names: list[bytes] = field(default_factory=list)
+
+
+Handle = ReadHandle | WriteHandle | ScratchHandle | DirectoryHandle

@@ -1,0 +1,174 @@
+"""Mount point: what the kernel and the machine say about mounting here.  Blocking.
+
+Owns: the mount table, dead mounts, unmounting, the checks before a mount.
+Does not know: the store's content, FUSE requests.
+"""
+
+import ctypes
+import errno
+import os
+import re
+import stat
+import subprocess
+from dataclasses import dataclass
+
+from tagfs.errors import MountRefused
+
+FSTYPE = "fuse.tagfs"
+DEVICE = "/dev/fuse"
+
+BACKGROUND_REQUESTS = 1024
+"""How many requests that nobody waits for the kernel may have under way; its default of 12 lets RELEASE lag when
+hundreds of descriptors are closed at once."""
+
+_CONTROL = "/sys/fs/fuse/connections"
+"""The fusectl file system (kernel: `Documentation/filesystems/fuse.rst`)."""
+
+_MNT_DETACH = 2
+_libc = ctypes.CDLL(None, use_errno=True)
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A line of proc(5)'s mountinfo; `device` is (major, minor)."""
+
+    point: str
+    fstype: str
+    source: str
+    options: frozenset[str]
+    device: tuple[int, int]
+
+    @property
+    def is_read_only(self) -> bool:
+        return "ro" in self.options
+
+
+def mounts() -> list[Mounted]:
+    """All mounts that this process sees, in the order in which they were made."""
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            fields = line.split()
+            rest = fields[fields.index("-") + 1 :]
+            major, minor = fields[2].split(":")
+            options = frozenset(fields[5].split(",")) | frozenset(rest[2].split(","))
+            found.append(Mounted(_unescape(fields[4]), rest[0], _unescape(rest[1]), options, (int(major), int(minor))))
+    return found
+
+
+def mounted_at(path: str) -> Mounted | None:
+    """The topmost mount at exactly `path`."""
+    real = os.path.realpath(path)
+    return next((one for one in reversed(mounts()) if one.point == real), None)
+
+
+def holding(path: str) -> Mounted | None:
+    """The mount that `path` is in."""
+    real = os.path.realpath(path)
+    within = [one for one in mounts() if real == one.point or real.startswith(one.point.rstrip("/") + "/")]
+    return max(within, key=lambda one: len(one.point), default=None)
+
+
+def require_device() -> None:
+    """MountRefused where FUSE cannot be used at all."""
+    try:
+        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise MountRefused(
+            f"there is no {DEVICE}: load the module (modprobe fuse), or give the container the device"
+            f" (docker run --device {DEVICE} --cap-add SYS_ADMIN)"
+        ) from None
+    except PermissionError:
+        raise MountRefused(f"{DEVICE} may not be opened: run as root, or give this user rights to it") from None
+    except OSError as error:
+        raise MountRefused(f"{DEVICE} does not answer ({error.strerror}): is the fuse module loaded?") from error
+
+
+def require_usable(path: str, store: str) -> None:
+    """MountRefused unless `path` is an empty directory apart from the store."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise MountRefused(f"{path} does not exist: make the mount point first (mkdir -p {path})") from None
+    except OSError as error:
+        raise MountRefused(f"{path} cannot be used: {error.strerror}") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise MountRefused(f"{path} is no directory")
+    point, beneath = os.path.realpath(path), os.path.realpath(store)
+    if point == beneath:
+        raise MountRefused(f"{path} is the store itself: a mount point of its own is needed")
+    if beneath.startswith(point.rstrip("/") + "/"):
+        raise MountRefused(f"the store {store} is inside {path}: the mount would hide it from itself")
+    if point.startswith(beneath.rstrip("/") + "/"):
+        raise MountRefused(f"{path} is inside the store {store}: choose a mount point outside")
+    there = mounted_at(path)
+    if there is not None and there.fstype == FSTYPE:
+        raise MountRefused(f"{path} already shows {there.source}: tagfs unmount {path} first")
+    try:
+        names = os.listdir(path)
+    except OSError as error:
+        raise MountRefused(f"{path} cannot be read: {error.strerror}") from error
+    if names:
+        raise MountRefused(f"{path} is not empty ({sorted(names)[0]} …): the mount would hide what is there")
+
+
+def clear_dead(path: str) -> bool:
+    """Unmount what a killed daemon left at `path`; -> whether there was something."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+            return False
+        unmount(path, lazy=True)
+        return True
+    return False
+
+
+def unmount(path: str, lazy: bool = False) -> None:
+    """Unmount a tagfs.
+
+    Raises:
+        MountRefused: it is none, it is busy and `lazy` is not set, or the rights are missing.
+    """
+    there = mounted_at(path)
+    if there is None:
+        raise MountRefused(f"{path} is not mounted")
+    if there.fstype != FSTYPE:
+        raise MountRefused(f"{path} is a mount of {there.source} ({there.fstype}) and no tagfs")
+    if _libc.umount2(os.fsencode(there.point), _MNT_DETACH if lazy else 0) == 0:
+        return
+    number = ctypes.get_errno()
+    if number == errno.EBUSY:
+        raise MountRefused(f"{path} is busy: end what uses it (fuser -vm {path}), or unmount --lazy")
+    if number == errno.EPERM:
+        _unmount_as_user(there.point, lazy)
+        return
+    raise MountRefused(f"{path} cannot be unmounted: {os.strerror(number)}")
+
+
+def allow_background(point: str) -> bool:
+    """Let the kernel have BACKGROUND_REQUESTS under way for this mount; -> whether it could be said to it."""
+    there = mounted_at(point)
+    if there is None:
+        return False
+    try:
+        with open(f"{_CONTROL}/{there.device[1]}/max_background", "w", encoding="ascii") as control:
+            control.write(str(BACKGROUND_REQUESTS))
+    except OSError:
+        return False
+    return True
+
+
+def _unmount_as_user(point: str, lazy: bool) -> None:
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", point]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise MountRefused(f"{point} may be unmounted by root alone: fusermount3 is not installed") from None
+    if done.returncode != 0:
+        raise MountRefused(f"{point} cannot be unmounted: {done.stderr.strip() or 'fusermount3 failed'}")
+
+
+def _unescape(field: str) -> str:
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)

@@ -1,0 +1,61 @@
+"""Notifier: tells the kernel what to forget, from a thread of its own.  Async.
+
+Owns: the thread and its queue.
+Does not know: why.
+
+A notification can wait for a lock that a client holds while it waits for this daemon (the kernel's
+`fuse_reverse_inval_entry` takes the directory's inode lock), so it is never sent from the loop, and the thread is
+stopped while the loop still answers.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable
+
+import trio
+
+from tagfs.tree import Invalidation
+
+log = logging.getLogger(__name__)
+
+
+class Notifier:
+    """Sends invalidations in the order in which they are given.
+
+    Args:
+        forget_entry: (directory's node id, name) -> tells the kernel to forget an entry.
+        forget_attributes: node id -> tells it to forget the attributes of a node.
+    """
+
+    def __init__(self, forget_entry: Callable[[int, bytes], None], forget_attributes: Callable[[int], None]) -> None:
+        self._forget_entry = forget_entry
+        self._forget_attributes = forget_attributes
+        self._queue: queue.SimpleQueue[Invalidation | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def send(self, invalid: Iterable[Invalidation]) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="notifier", daemon=True)
+            self._thread.start()
+        for one in invalid:
+            self._queue.put(one)
+
+    async def close(self) -> None:
+        """Return when all that was given is sent.  The loop must still be answering the kernel."""
+        if self._thread is not None:
+            self._queue.put(None)
+            await trio.to_thread.run_sync(self._thread.join)
+            self._thread = None
+
+    def _work(self) -> None:
+        while (one := self._queue.get()) is not None:
+            try:
+                if one.name is None:
+                    self._forget_attributes(one.id)
+                else:
+                    self._forget_entry(one.id, one.name)
+            except FileNotFoundError:
+                continue  # the kernel did not know it
+            except OSError as error:
+                log.debug("notification of node %d: %s", one.id, error)

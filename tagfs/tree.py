@@ -1,0 +1,346 @@
+"""Tree: what a mount looks like, and reading it.  Blocking.
+
+Owns: attributes, children, handles of readers; which bytes an open file shows.
+Does not know: errnos, trio, how anything is written (`writing` adds that).
+Invariant: an open file shows exactly one version; nothing here writes to the store.
+"""
+
+import itertools
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from tagfs.errors import (
+    ListMissing,
+    NameRefused,
+    NotPermitted,
+    RepositoryMissing,
+    VersionGone,
+)
+from tagfs.handles import DirectoryHandle, Handle, ReadHandle
+from tagfs.inodes import DirectoryNode, Inodes, ListNode, Node, SentinelNode
+from tagfs.names import BASE, LIST, VERSION_SENTINEL, RepositoryKey, is_namespace, is_repository
+from tagfs.store import Snapshot, Store
+
+PRESENTED_VERSION = b"2\n"
+"""The mount shows Flux's format 2 with all lists plain, however they are stored."""
+
+FOREVER = 1e9
+"""Seconds: what the kernel keeps until it is told otherwise."""
+
+UNWATCHED = 1.0
+"""Seconds: what the kernel keeps of a directory that cannot be watched for changes beneath."""
+
+LIST_NAME = LIST.encode()
+_READERS = 0o444
+_ENTERERS = 0o555
+_OWNER_WRITES = 0o200
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What `stat` shows of a node; sizes in bytes, blocks of 512 bytes, timeouts in seconds."""
+
+    id: int
+    mode: int
+    size: int = 0
+    blocks: int = 0
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+    entry_timeout: float = 0.0
+    attr_timeout: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Invalidation:
+    """What the kernel must forget: the entry `name` of the directory `id`, or, without a name, what it keeps of the
+    node itself."""
+
+    id: int
+    name: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How a tree shows a store.
+
+    Args:
+        namespaces: the only ones shown, or None for all.
+        watch: called with the path of a directory below BASE before its first entry is given out; whether changes
+            beneath it will be told.  None: nobody tells, so no list is kept by the kernel.
+    """
+
+    namespaces: frozenset[str] | None = None
+    watch: Callable[[tuple[str, ...]], bool] | None = None
+
+
+class Tree:
+    """The tree of a read-only mount; nodes are the kernel's node ids, handles what `open` returned."""
+
+    is_writable = False
+
+    def __init__(self, store: Store, view: View | None = None) -> None:
+        self.store = store
+        self.inodes = Inodes()
+        self._view = view or View()
+        self._handles: dict[int, Handle] = {}
+        self._handle_ids = itertools.count(1)
+        # INVARIANT: one pinned snapshot a list node, there while a reader's handle is open on it.
+        self._pinned: dict[int, tuple[Snapshot, int]] = {}
+
+    def watch(self, watch: Callable[[tuple[str, ...]], bool] | None) -> None:
+        """Let another watch tell of changes from now on; what the kernel keeps must have been invalidated."""
+        self._view = View(self._view.namespaces, watch)
+
+    # -- names and attributes
+
+    def lookup(self, parent: int, name: bytes, pid: int = 0) -> Attributes:
+        """The attributes of a child, counted as one reference.
+
+        Raises:
+            ListMissing, RepositoryMissing: there is no such child.
+        """
+        node = self._child(self._directory(parent), name, pid)
+        attributes = self._attributes(node, pid)
+        self.inodes.remember(node)
+        return attributes
+
+    def forget(self, references: list[tuple[int, int]]) -> None:
+        """Take back (node id, count) references."""
+        for id_, count in references:
+            self.inodes.forget(id_, count)
+
+    def attributes(self, id_: int, pid: int = 0) -> Attributes:
+        return self._attributes(self.inodes.get(id_), pid)
+
+    def key_of(self, id_: int) -> RepositoryKey | None:
+        """The key whose list a request for a node may concern."""
+        try:
+            node = self.inodes.get(id_)
+        except VersionGone:
+            return None
+        if isinstance(node, DirectoryNode):
+            return _key(node.path)
+        return getattr(node, "key", None)
+
+    def _directory(self, id_: int) -> DirectoryNode:
+        node = self.inodes.get(id_)
+        if not isinstance(node, DirectoryNode):
+            raise RepositoryMissing(f"node {id_} is no directory")
+        return node
+
+    def _child(self, parent: DirectoryNode, name: bytes, pid: int) -> Node:
+        path = parent.path
+        if len(path) == 3:
+            return self._file(RepositoryKey(path[1], path[2]), name, pid)
+        text = name.decode("utf-8", "surrogateescape")
+        if not path and text == VERSION_SENTINEL:
+            return self.inodes.sentinel()
+        self._require_shown((*path, text))
+        if path:
+            self._watch(path[1:])
+            self._mtime_ns((*path, text))
+        return self.inodes.directory((*path, text))
+
+    def _require_shown(self, path: tuple[str, ...]) -> None:
+        """RepositoryMissing where no store can have a directory of this path, or the view leaves it out."""
+        shown = path[0] == BASE
+        if len(path) > 1:
+            shown = shown and is_namespace(path[1])
+            if self._view.namespaces is not None:
+                shown = shown and path[1] in self._view.namespaces
+        if len(path) > 2:
+            shown = shown and is_repository(path[2])
+        if not shown:
+            raise RepositoryMissing(f"{'/'.join(path)} cannot be in a store")
+
+    def _file(self, key: RepositoryKey, name: bytes, pid: int) -> Node:
+        """The node of a name in a repository directory; ListMissing."""
+        if name != LIST_NAME:
+            raise ListMissing(f"{key} shows nothing but {LIST}")
+        self._watch((key.namespace, key.name))
+        return self.inodes.version(key, self.store.examine(key))
+
+    def _attributes(self, node: Node, pid: int) -> Attributes:
+        if isinstance(node, DirectoryNode):
+            mtime_ns = self._mtime_ns(node.path)
+            kept = self._kept(node.path[1:-1]) if len(node.path) > 1 else FOREVER
+            return Attributes(node.id, self._mode(stat.S_IFDIR), 0, 0, mtime_ns, mtime_ns, kept, kept)
+        if isinstance(node, SentinelNode):
+            size = len(PRESENTED_VERSION)
+            mode = stat.S_IFREG | _READERS
+            return Attributes(node.id, mode, size, 1, 0, 0, FOREVER, FOREVER)
+        assert isinstance(node, ListNode) and node.version is not None
+        version = node.version
+        kept = 0.0 if self._view.watch is None else self._kept((node.key.namespace, node.key.name))
+        times = version.mtime_ns, version.ctime_ns
+        return Attributes(node.id, self._mode(stat.S_IFREG), version.size, version.blocks, *times, kept, kept)
+
+    def absence_timeout(self, parent: int) -> float:
+        """How long the kernel may keep that a child is not there, seconds."""
+        if self._view.watch is None:
+            return 0.0
+        path = self._directory(parent).path
+        return self._kept(path[1:]) if path else FOREVER
+
+    def _kept(self, watched: tuple[str, ...]) -> float:
+        """How long the kernel may keep an entry of a directory below BASE, seconds."""
+        return FOREVER if self._view.watch is not None and self._view.watch(watched) else UNWATCHED
+
+    def _mtime_ns(self, path: tuple[str, ...]) -> int:
+        """When a directory changed; RepositoryMissing where it is not there."""
+        if not path:
+            return 0
+        namespace, name = (*path[1:], None, None)[:2]
+        return self.store.directory_mtime_ns(namespace, name)
+
+    def _watch(self, path: tuple[str, ...]) -> None:
+        if self._view.watch is not None:
+            self._view.watch(path)
+
+    def _mode(self, kind: int) -> int:
+        if kind == stat.S_IFDIR:
+            return self.directory_mode(self.is_writable)
+        return kind | _READERS | (_OWNER_WRITES if self.is_writable else 0)
+
+    @staticmethod
+    def directory_mode(is_writable: bool) -> int:
+        return stat.S_IFDIR | _ENTERERS | (_OWNER_WRITES if is_writable else 0)
+
+    # -- directories
+
+    def open_directory(self, id_: int) -> int:
+        return self._open(DirectoryHandle(self._directory(id_)))
+
+    def directory_of(self, handle: int) -> int:
+        """The node id of an open directory."""
+        opened = self._handles[handle]
+        assert isinstance(opened, DirectoryHandle)
+        return opened.node.id
+
+    def entries(self, handle: int, start: int) -> Iterator[tuple[int, bytes, Node, Attributes]]:
+        """(position of the next, name, node, attributes) of a directory's children from position `start` on.
+
+        The caller remembers each node that it gives to the kernel.  A start of 0 reads the directory anew.
+        """
+        opened = self._handles[handle]
+        assert isinstance(opened, DirectoryHandle)
+        if start == 0:
+            opened.names = self._names(opened.node)
+        for position in range(start, len(opened.names)):
+            name = opened.names[position]
+            try:
+                node = self._child(opened.node, name, 0)
+                attributes = self._attributes(node, 0)
+            except (ListMissing, RepositoryMissing):
+                continue
+            yield position + 1, name, node, attributes
+
+    def _names(self, node: DirectoryNode) -> list[bytes]:
+        path = node.path
+        if not path:
+            return [VERSION_SENTINEL.encode(), BASE.encode()]
+        if len(path) == 3:
+            self._mtime_ns(path)
+            return [LIST_NAME]
+        self._watch(path[1:])
+        names = self.store.namespaces() if len(path) == 1 else self.store.repositories(path[1])
+        if len(path) == 1 and self._view.namespaces is not None:
+            names = [name for name in names if name in self._view.namespaces]
+        return sorted(name.encode() for name in names)
+
+    def release_directory(self, handle: int) -> None:
+        self._handles.pop(handle, None)
+
+    # -- reading
+
+    def open(self, id_: int, flags: int, pid: int = 0) -> int:
+        """Open a file for reading; -> its handle.
+
+        Raises:
+            VersionGone: the version of this node is no longer the one beneath; the kernel then looks it up again.
+        """
+        node = self.inodes.get(id_)
+        if isinstance(node, SentinelNode):
+            return self._open(ReadHandle(None, lambda: PRESENTED_VERSION))
+        if not isinstance(node, ListNode):
+            raise NotPermitted(f"node {id_} cannot be read")
+        snapshot = self._pin(node)
+        return self._open(ReadHandle(node, snapshot.content))
+
+    def read(self, handle: int, offset: int, size: int) -> bytes:
+        """Raises ListCorrupt, OSError."""
+        opened = self._handles[handle]
+        assert isinstance(opened, ReadHandle)
+        content = opened.content()
+        return content if offset == 0 and len(content) <= size else content[offset : offset + size]
+
+    def release(self, handle: int) -> None:
+        opened = self._handles.pop(handle, None)
+        if isinstance(opened, ReadHandle) and opened.node is not None:
+            self._unpin(opened.node)
+
+    def _pin(self, node: ListNode) -> Snapshot:
+        """The snapshot of a node's version, shared by all who read it."""
+        shared = self._pinned.get(node.id)
+        if shared is None:
+            snapshot = self.store.open(node.key)
+            if node.version is None or snapshot.version.identity != node.version.identity:
+                snapshot.close()
+                raise VersionGone(f"{node.key} was replaced")
+            shared = snapshot, 0
+        self._pinned[node.id] = shared[0], shared[1] + 1
+        return shared[0]
+
+    def _unpin(self, node: ListNode) -> None:
+        snapshot, readers = self._pinned[node.id]
+        if readers == 1:
+            del self._pinned[node.id]
+            snapshot.close()
+        else:
+            self._pinned[node.id] = snapshot, readers - 1
+
+    def _open(self, handle: Handle) -> int:
+        id_ = next(self._handle_ids)
+        self._handles[id_] = handle
+        return id_
+
+    # -- changes beneath
+
+    def changed(self, path: tuple[str, ...], name: str) -> list[Invalidation]:
+        """Take note that `name` changed in the directory `path` below BASE; -> what the kernel must forget."""
+        directory = self.inodes.known_directory((BASE, *path))
+        if len(path) == 2:
+            self.inodes.supersede(RepositoryKey(path[0], path[1]))
+            name = LIST
+        if directory is None:
+            return []
+        return [Invalidation(directory.id, name.encode("utf-8", "surrogateescape")), Invalidation(directory.id)]
+
+    def everything(self) -> list[Invalidation]:
+        """Take note that anything may have changed; -> all that the kernel may keep."""
+        for key in [node.key for node in self.inodes.current_lists()]:
+            self.inodes.supersede(key)
+        invalid = []
+        for directory in self.inodes.directories():
+            invalid.append(Invalidation(directory.id))
+            if len(directory.path) == 3:
+                invalid.append(Invalidation(directory.id, LIST_NAME))
+            parent = self.inodes.known_directory(directory.path[:-1]) if directory.path else None
+            if parent is not None:
+                invalid.append(Invalidation(parent.id, directory.path[-1].encode()))
+        return invalid
+
+
+def check_path(path: tuple[str, ...]) -> None:
+    """NameRefused unless a directory of this path, below the mount point, may be made."""
+    if len(path) not in (2, 3) or path[0] != BASE:
+        raise NameRefused(f"{'/'.join(path)}: directories are {BASE}/<namespace>/<repository> and no others")
+    if len(path) == 2 and not is_namespace(path[1]):
+        raise NameRefused(f"{path[1]!r} is no namespace: an RFC 1123 label of at most 63 characters")
+    if len(path) == 3 and not is_repository(path[2]):
+        raise NameRefused(f"{path[2]!r} is no repository: an RFC 1123 subdomain of at most 253 characters")
+
+
+def _key(path: tuple[str, ...]) -> RepositoryKey | None:
+    return RepositoryKey(path[1], path[2]) if len(path) == 3 else None

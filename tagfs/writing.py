@@ -1,0 +1,639 @@
+"""Writing: the tree of a read-write mount, with its writers, scratch files and commits.  Blocking.
+
+Owns: what each change of a program means for the store; stages; which change must wait for which.
+Does not know: errnos, trio, variants.
+Invariant: nothing reaches a list but by a `Step` that publishes, removes or hides it; steps of one key run one after
+another, in the order in which they were made.
+"""
+
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable
+
+from tagfs import taglist
+from tagfs.errors import (
+    AlreadyExists,
+    DirectoryNotEmpty,
+    EmptyingRefused,
+    HandlePoisoned,
+    ListMissing,
+    NameRefused,
+    NotPermitted,
+    OtherDirectory,
+    RepositoryMissing,
+    TagfsError,
+    TagListInvalid,
+    VersionGone,
+)
+from tagfs.handles import Budget, Buffer, ReadHandle, Scratch, ScratchHandle, Step, WriteHandle, Writer
+from tagfs.inodes import DirectoryNode, ListNode, Node, ScratchNode
+from tagfs.names import BASE, LIST, RepositoryKey
+from tagfs.store import Stage, Store, Version
+from tagfs.tree import LIST_NAME, Attributes, Tree, View, check_path
+
+log = logging.getLogger(__name__)
+
+BUDGET_LISTS = 4
+"""How many lists of the largest allowed size open writers and scratch files may hold in memory together."""
+
+RENAME_NOREPLACE = 1
+"""From the kernel's `include/uapi/linux/fs.h`, as are the next two."""
+
+_COMPRESSED_NAMES = (LIST_NAME + b".gz", LIST_NAME + b".zst")
+_EXTENDED = (b"user.tagfs.revision", b"user.tagfs.count", b"user.tagfs.codec", b"user.tagfs.stored-size")
+_BLOCK = 512
+
+
+class WritableTree(Tree):
+    """The tree of a read-write mount.
+
+    A method that returns a Step has only begun: the caller runs it, after all earlier ones of the same key.
+    """
+
+    is_writable = True
+
+    def __init__(self, store: Store, list_limit: int, view: View | None = None) -> None:
+        super().__init__(store, view)
+        self._limit = list_limit
+        self._budget = Budget(BUDGET_LISTS * list_limit)
+        self._scratch: dict[RepositoryKey, dict[bytes, Scratch]] = {}
+        # INVARIANT: every scratch file that has a name or is open, by the id of its node.
+        self._scratch_by_node: dict[int, Scratch] = {}
+        self._writers: dict[RepositoryKey, list[WriteHandle]] = {}
+
+    # -- what is shown besides the committed lists
+
+    def _file(self, key: RepositoryKey, name: bytes, pid: int) -> Node:
+        if name != LIST_NAME:
+            try:
+                return self._scratch[key][name].node
+            except KeyError:
+                raise ListMissing(f"{key} has no {name!r}") from None
+        try:
+            return self._current(key)
+        except ListMissing:
+            for handle in self._writers.get(key, ()):
+                if handle.node.version is None and handle.writer.pid == pid and not handle.writer.is_detached:
+                    return handle.node
+            raise
+
+    def _current(self, key: RepositoryKey) -> ListNode:
+        """The node of the current version; a list that an earlier daemon left hidden is put back; ListMissing."""
+        try:
+            return self.inodes.version(key, self.store.examine(key))
+        except ListMissing:
+            if self._is_hidden(key) or not self.store.recover(key):
+                raise
+            log.warning("%s: put back, after a writer had renamed it away and never replaced it", key.path)
+            return self.inodes.version(key, self.store.examine(key))
+
+    def recovery(self, key: RepositoryKey) -> Step | None:
+        """Put back or drop what an earlier daemon left hidden of a key."""
+        if self._is_hidden(key):
+            return None
+        return Step(key, lambda: self.store.recover(key), lambda _: None)
+
+    def _is_hidden(self, key: RepositoryKey) -> bool:
+        return any(scratch.hides for scratch in self._scratch.get(key, {}).values())
+
+    def _names(self, node: DirectoryNode) -> list[bytes]:
+        names = super()._names(node)
+        if len(node.path) == 3:
+            names += sorted(self._scratch.get(RepositoryKey(*node.path[1:]), ()))
+        return names
+
+    def _attributes(self, node: Node, pid: int) -> Attributes:
+        if isinstance(node, ScratchNode):
+            scratch = self._scratch_of(node)
+            size = len(scratch.buffer)
+            times = scratch.mtime_ns, scratch.mtime_ns
+            return Attributes(node.id, self._mode(stat.S_IFREG), size, -(-size // _BLOCK), *times)
+        if not isinstance(node, ListNode):
+            return super()._attributes(node, pid)
+        writer = self._writer_seen_by(node, pid)
+        if node.version is None or writer is not None:
+            size = writer.size if writer is not None else 0
+            now = time.time_ns()
+            mtime_ns = writer.requested_mtime_ns if writer and writer.requested_mtime_ns is not None else now
+            return Attributes(node.id, self._mode(stat.S_IFREG), size, 0, mtime_ns, now)
+        return super()._attributes(node, pid)
+
+    def _writer_seen_by(self, node: ListNode, pid: int) -> Writer | None:
+        """The writer whose size a program sees when it asks: its own that has changed, or the creator's."""
+        for handle in self._writers.get(node.key, ()):
+            writer = handle.writer
+            if handle.node is node and (node.version is None or (writer.pid == pid and writer.was_written)):
+                return writer
+        return None
+
+    def _scratch_of(self, node: ScratchNode) -> Scratch:
+        try:
+            return self._scratch_by_node[node.id]
+        except KeyError:
+            raise VersionGone(f"{node.key}/{_shown(node.name)} is gone") from None
+
+    # -- directories
+
+    def make_directory(self, parent: int, name: bytes) -> Attributes:
+        path = (*self._directory(parent).path, name.decode("utf-8", "surrogateescape"))
+        check_path(path)
+        if self._view.namespaces is not None and path[1] not in self._view.namespaces:
+            raise NotPermitted(f"{path[1]} is not among the namespaces of this mount")
+        if len(path) == 2:
+            self.store.make_namespace(path[1])
+        else:
+            self.store.make_repository(RepositoryKey(path[1], path[2]))
+        return self.lookup(parent, name)
+
+    def remove_directory(self, parent: int, name: bytes) -> None:
+        path = (*self._directory(parent).path, name.decode("utf-8", "surrogateescape"))
+        if len(path) < 2:
+            raise NotPermitted(f"{path[0]} is always there")
+        self._require_shown(path)
+        if len(path) == 2:
+            self.store.remove_namespace(path[1])
+        else:
+            key = RepositoryKey(path[1], path[2])
+            busy = any(not handle.writer.is_detached for handle in self._writers.get(key, ()))
+            if busy or self._scratch.get(key):
+                raise DirectoryNotEmpty(f"{key.directory} has open writers or scratch files")
+            self.store.remove_repository(key)
+            self.inodes.supersede(key)
+        self.inodes.remove_directory(path)
+
+    def key_below(self, parent: int, name: bytes) -> RepositoryKey | None:
+        """The key whose directory `name` is, where it can be one."""
+        path = (*self._directory(parent).path, name.decode("utf-8", "surrogateescape"))
+        if len(path) != 3:
+            return None
+        self._require_shown(path)
+        return RepositoryKey(path[1], path[2])
+
+    # -- opening
+
+    def open(self, id_: int, flags: int, pid: int = 0) -> int:
+        node = self.inodes.get(id_)
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        if isinstance(node, ScratchNode):
+            scratch = self._scratch_of(node)
+            if flags & os.O_TRUNC:
+                scratch.truncate(0, time.time_ns())
+            scratch.open_count += 1
+            return self._open(ScratchHandle(scratch))
+        if isinstance(node, ListNode) and (writes or flags & os.O_TRUNC):
+            return self._open_writer(node, flags, pid)
+        if writes:
+            raise NotPermitted(f"node {id_} is never written")
+        if isinstance(node, ListNode) and node.version is None:
+            writer = self._writer_seen_by(node, pid)
+            content = writer.content() if writer is not None else b""
+            return self._open(ReadHandle(None, lambda: content))
+        return super().open(id_, flags, pid)
+
+    def create(self, parent: int, name: bytes, flags: int, pid: int = 0) -> tuple[int, Attributes]:
+        """Create a file, or open the one that is there; -> (handle, attributes), counted as one reference."""
+        path = self._directory(parent).path
+        if len(path) != 3:
+            raise NotPermitted(f"files are in {BASE}/<namespace>/<repository> and nowhere else")
+        key = RepositoryKey(path[1], path[2])
+        self._mtime_ns(path)
+        self._refuse_compressed(key, name)
+        try:
+            node = self._file(key, name, pid)
+            if flags & os.O_EXCL:
+                raise AlreadyExists(f"{name!r} is in {key.directory}")
+            handle = self.open(node.id, flags, pid)
+        except ListMissing:
+            if name == LIST_NAME:
+                node = self.inodes.draft(key)
+                handle = self._open_writer(node, flags, pid)
+            else:
+                node = self._new_scratch(key, name, Buffer(self._budget, self._limit)).node
+                handle = self.open(node.id, flags, pid)
+        attributes = self._attributes(node, pid)
+        self.inodes.remember(node)
+        return handle, attributes
+
+    def _open_writer(self, node: ListNode, flags: int, pid: int) -> int:
+        base = self._pin(node) if node.version is not None else None
+        appends, truncates = bool(flags & os.O_APPEND), bool(flags & os.O_TRUNC)
+        handle = WriteHandle(node, Writer(self._budget, self._limit, base, appends, truncates, pid))
+        self._writers.setdefault(node.key, []).append(handle)
+        return self._open(handle)
+
+    def _new_scratch(self, key: RepositoryKey, name: bytes, buffer: Buffer) -> Scratch:
+        scratch = Scratch(self.inodes.scratch(key, name), buffer, time.time_ns())
+        self._scratch.setdefault(key, {})[name] = scratch
+        self._scratch_by_node[scratch.node.id] = scratch
+        return scratch
+
+    def _refuse_compressed(self, key: RepositoryKey, name: bytes) -> None:
+        if name in _COMPRESSED_NAMES:
+            log.error(
+                "%s/%s: refused, this mount compresses by itself; raise Flux's --storage-compression-threshold"
+                " until it writes none of these",
+                key.directory,
+                name.decode(),
+            )
+            raise NotPermitted(f"{name.decode()} is not written through the mount")
+
+    # -- reading and writing what is open
+
+    def read(self, handle: int, offset: int, size: int) -> bytes:
+        opened = self._handles[handle]
+        if isinstance(opened, WriteHandle):
+            return opened.writer.read(offset, size)
+        if isinstance(opened, ScratchHandle):
+            return opened.scratch.buffer.read(offset, size)
+        return super().read(handle, offset, size)
+
+    def write(self, handle: int, offset: int, data: bytes) -> None:
+        """Raises TagListInvalid (and the handle is poisoned), HandlePoisoned, ListTooLarge, StagingFull."""
+        opened = self._handles[handle]
+        if isinstance(opened, ScratchHandle):
+            opened.scratch.write(offset, data, time.time_ns())
+            return
+        assert isinstance(opened, WriteHandle)
+        try:
+            opened.writer.write(offset, data)
+        except TagListInvalid as error:
+            log.warning("%s: write refused: %s; closing this handle commits nothing", opened.node.key.path, error)
+            raise
+
+    def flush(self, handle: int) -> Step | None:
+        """Validate and stage what closing now would commit.
+
+        Raises:
+            TagListInvalid, EmptyingRefused, HandlePoisoned: it would commit nothing; what was staged is dropped.
+        """
+        opened = self._handles[handle]
+        if isinstance(opened, ScratchHandle):
+            return None
+        if not isinstance(opened, WriteHandle) or opened.writer.is_detached:
+            return None
+        key, writer = opened.node.key, opened.writer
+        try:
+            plain = writer.take()
+        except (TagListInvalid, EmptyingRefused, HandlePoisoned):
+            self._drop_stage(writer)
+            raise
+        if plain is None:
+            return None
+
+        def run() -> Stage | None:
+            whole = _appended(self.store, key, plain) if writer.is_appending else plain
+            return None if self.store.is_stored_as(key, whole) else self.store.stage(key, whole)
+
+        def settle(stage: Stage | None) -> None:
+            self._drop_stage(writer)
+            writer.stage, writer.staged = stage, plain
+
+        def fail(error: BaseException) -> None:
+            self._drop_stage(writer)
+            writer.is_changed = True
+
+        return Step(key, run, settle, fail, len(plain))
+
+    def commit(self, handle: int) -> Step | None:
+        """Publish what the last flush staged."""
+        opened = self._handles[handle]
+        if isinstance(opened, ScratchHandle):
+            return self._commit_overtaken(opened.scratch)
+        if not isinstance(opened, WriteHandle):
+            return None
+        writer = opened.writer
+        if writer.is_detached or writer.staged is None:
+            return None
+        staged, stage, mtime_ns = writer.staged, writer.stage, writer.requested_mtime_ns
+        writer.committed()
+        appends = writer.is_appending
+        return self._publication(opened.node.key, staged, stage, mtime_ns, appends, opened.node)
+
+    def release(self, handle: int) -> None:
+        """Let go of a handle; what it would still commit was taken by `flush` and `commit` before."""
+        opened = self._handles.get(handle)
+        super().release(handle)
+        if isinstance(opened, ScratchHandle):
+            opened.scratch.open_count -= 1
+            self._let_go(opened.scratch)
+        elif isinstance(opened, WriteHandle):
+            self._tell_refusal(opened)
+            self._drop_stage(opened.writer)
+            opened.writer.close()
+            writers = self._writers[opened.node.key]
+            writers.remove(opened)
+            if not writers:
+                del self._writers[opened.node.key]
+            if opened.writer.base is not None:
+                self._unpin(opened.node)
+
+    def _tell_refusal(self, opened: WriteHandle) -> None:
+        """Say in the log why closing commits nothing: the program may have ignored what close(2) answered."""
+        if opened.writer.is_detached:
+            return
+        try:
+            opened.writer.take()
+        except HandlePoisoned:
+            return  # said when it was poisoned
+        except (TagListInvalid, EmptyingRefused) as error:
+            log.warning("%s: closed and not committed: %s", opened.node.key.path, error)
+
+    def _publication(
+        self,
+        key: RepositoryKey,
+        plain: bytes,
+        stage: Stage | None,
+        mtime_ns: int | None,
+        appends: bool = False,
+        node: ListNode | None = None,
+    ) -> Step:
+        """The step that makes `plain` (for an appender: the current list and it) the list of `key`."""
+
+        def run() -> tuple[Version, bool]:
+            whole = _appended(self.store, key, plain) if appends else plain
+            if self.store.is_stored_as(key, whole):
+                if stage is not None:
+                    self.store.discard(stage)
+                if mtime_ns is not None:
+                    self.store.set_mtime(key, mtime_ns)
+                return self.store.examine(key), False
+            ready = stage
+            if ready is None or ready.size != len(whole) or appends:
+                if ready is not None:
+                    self.store.discard(ready)
+                ready = self.store.stage(key, whole)
+            version = self.store.publish(ready, mtime_ns)
+            self.store.drop_hidden(key)
+            return version, True
+
+        def settle(result: tuple[Version, bool]) -> None:
+            version, is_new = result
+            if is_new:
+                for scratch in self._scratch.get(key, {}).values():
+                    scratch.hides = False
+                self.inodes.supersede(key)
+            if node is not None and node.version is None:
+                self.inodes.commit_draft(node, version)
+
+        def fail(error: BaseException) -> None:
+            self.inodes.supersede(key)
+            if stage is not None:
+                self.store.discard(stage)
+
+        return Step(key, run, settle, fail, len(plain))
+
+    def _drop_stage(self, writer: Writer) -> None:
+        if writer.stage is not None:
+            self.store.discard(writer.stage)
+        writer.stage = writer.staged = None
+
+    # -- replacing and removing
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> Step | None:
+        """Rename within a repository directory.
+
+        Raises:
+            OtherDirectory: anything else.
+            NameRefused: an exchange.
+            TagListInvalid: the scratch file is no list.
+        """
+        path = self._directory(parent).path
+        if flags & ~RENAME_NOREPLACE:
+            raise NameRefused("only plain renames and RENAME_NOREPLACE are known")
+        if parent != new_parent or len(path) != 3:
+            raise OtherDirectory("a rename stays in the directory of its repository")
+        key = RepositoryKey(path[1], path[2])
+        self._refuse_compressed(key, new_name)
+        if flags & RENAME_NOREPLACE and self._is_there(key, new_name):
+            raise AlreadyExists(f"{new_name!r} is in {key.directory}")
+        if name == LIST_NAME:
+            return self._rename_away(key, new_name)
+        scratch = self._scratch.get(key, {}).get(name)
+        if scratch is None:
+            raise ListMissing(f"{key} has no {name!r}")
+        if new_name == LIST_NAME:
+            return self._rename_over(key, scratch)
+        replaced = self._unlink_scratch(key, new_name) if new_name in self._scratch[key] else None
+        del self._scratch[key][name]
+        scratch.node.name = new_name
+        self._scratch[key][new_name] = scratch
+        return replaced
+
+    def _rename_away(self, key: RepositoryKey, new_name: bytes) -> Step:
+        """The list to a scratch name: out of sight, its variant kept until a successor is committed."""
+        version = self._current(key).version
+        assert version is not None
+
+        def run() -> bytes:
+            content = self.store.read(key)
+            self.store.hide(key)
+            return content
+
+        def settle(content: bytes) -> None:
+            if new_name in self._scratch.get(key, {}):
+                self._forget_scratch(key, new_name)
+            scratch = self._new_scratch(key, new_name, Buffer(self._budget, self._limit, content))
+            scratch.hides = True
+            scratch.mtime_ns = scratch.requested_mtime_ns = version.mtime_ns
+            self.inodes.supersede(key)
+
+        return Step(key, run, settle, size=version.size)
+
+    def _rename_over(self, key: RepositoryKey, scratch: Scratch) -> Step:
+        """A scratch file over the list: commits what has been written to it, released or not."""
+        plain = scratch.buffer.content()
+        try:
+            taglist.validate(plain)
+        except TagListInvalid as error:
+            log.warning("%s/%s: rename to %s refused: %s", key.directory, _shown(scratch.node.name), LIST, error)
+            raise
+        scratch.is_changed = False
+        step = self._publication(key, plain, None, scratch.requested_mtime_ns)
+
+        def settle(result: tuple[Version, bool]) -> None:
+            step.settle(result)
+            scratch.list_key = key
+            self._forget_scratch(key, scratch.node.name)
+
+        return Step(key, step.run, settle, step.fail, step.size)
+
+    def _commit_overtaken(self, scratch: Scratch) -> Step | None:
+        """What was written to a scratch file after it was renamed over the list."""
+        if scratch.list_key is None or not scratch.is_changed:
+            return None
+        scratch.is_changed = False
+        plain = scratch.buffer.content()
+        try:
+            taglist.validate(plain)
+        except TagListInvalid as error:
+            log.warning("%s: what was written after its rename is refused: %s", scratch.list_key.path, error)
+            return None
+        return self._publication(scratch.list_key, plain, None, scratch.requested_mtime_ns)
+
+    def unlink(self, parent: int, name: bytes) -> Step | None:
+        path = self._directory(parent).path
+        if len(path) != 3:
+            raise NotPermitted("the version sentinel stays")
+        key = RepositoryKey(path[1], path[2])
+        if name != LIST_NAME:
+            if name not in self._scratch.get(key, {}):
+                raise ListMissing(f"{key} has no {name!r}")
+            return self._unlink_scratch(key, name)
+        try:
+            self._current(key)
+        except ListMissing:
+            if not self._detach_writers(key):
+                raise
+            return None
+
+        def settle(_: None) -> None:
+            self._detach_writers(key)
+            self.inodes.supersede(key)
+
+        return Step(key, lambda: self.store.remove(key), settle)
+
+    def _unlink_scratch(self, key: RepositoryKey, name: bytes) -> Step | None:
+        hides = self._scratch[key][name].hides
+        self._forget_scratch(key, name)
+        return Step(key, lambda: self.store.drop_hidden(key), lambda _: None) if hides else None
+
+    def _forget_scratch(self, key: RepositoryKey, name: bytes) -> None:
+        scratch = self._scratch[key].pop(name)
+        if not self._scratch[key]:
+            del self._scratch[key]
+        scratch.is_linked = False
+        self._let_go(scratch)
+
+    def _let_go(self, scratch: Scratch) -> None:
+        """Free a scratch file that has no name and is not open."""
+        if not scratch.is_linked and scratch.open_count == 0:
+            self._scratch_by_node.pop(scratch.node.id, None)
+            scratch.buffer.release()
+
+    def _detach_writers(self, key: RepositoryKey) -> bool:
+        """Let open writers of a deleted list commit nothing; -> whether there were any."""
+        handles = self._writers.get(key, [])
+        for handle in handles:
+            self._drop_stage(handle.writer)
+            handle.writer.is_detached = True
+        return bool(handles)
+
+    def _is_there(self, key: RepositoryKey, name: bytes) -> bool:
+        try:
+            self._file(key, name, 0)
+        except ListMissing:
+            return False
+        return True
+
+    # -- attributes that programs set
+
+    def truncate(self, id_: int, size: int, handle: int | None) -> Step | None:
+        """Set the size of an open file, or by path of a list, which commits it."""
+        opened = self._handles.get(handle) if handle is not None else None
+        node = self.inodes.get(id_)
+        now = time.time_ns()
+        if isinstance(opened, WriteHandle):
+            opened.writer.truncate(size)
+            return None
+        if isinstance(opened, ScratchHandle):
+            opened.scratch.truncate(size, now)
+            return None
+        if isinstance(node, ScratchNode):
+            self._scratch_of(node).truncate(size, now)
+            return None
+        if not isinstance(node, ListNode):
+            raise NotPermitted("only lists and scratch files have a size to set")
+        writer = self._writer_seen_by(node, 0) if node.version is None else None
+        if writer is not None:
+            writer.truncate(size)
+            return None
+        plain = self.store.read(node.key)
+        if size > len(plain):
+            raise TagListInvalid(None, f"cannot grow from {len(plain)} to {size} bytes: NULs are no tags")
+        taglist.validate(plain[:size])
+        return self._publication(node.key, plain[:size], None, None)
+
+    def set_mtime(self, id_: int, mtime_ns: int) -> Step | None:
+        """Set the time of a file; of a list that is being written, at its commit."""
+        node = self.inodes.get(id_)
+        if isinstance(node, ScratchNode):
+            scratch = self._scratch_of(node)
+            scratch.mtime_ns = scratch.requested_mtime_ns = mtime_ns
+            return None
+        if not isinstance(node, ListNode):
+            return None
+        pending = [h.writer for h in self._writers.get(node.key, ()) if h.node is node and h.writer.is_pending]
+        for writer in pending:
+            writer.requested_mtime_ns = mtime_ns
+        if pending or node.version is None:
+            return None
+        if self._current(node.key) is not node:
+            raise VersionGone(f"{node.key} was replaced")
+
+        def settle(version: Version) -> None:
+            node.version = version
+
+        return Step(node.key, _touching(self.store, node.key, mtime_ns), settle)
+
+    # -- extended attributes
+
+    def extended_names(self, id_: int) -> list[bytes]:
+        """The names of a node's extended attributes."""
+        node = self.inodes.get(id_)
+        return list(_EXTENDED) if isinstance(node, ListNode) and node.version is not None else []
+
+    def extended(self, id_: int) -> dict[bytes, bytes]:
+        """The extended attributes of a node: of a list those that `docs/semantics.md` names, of others none.
+
+        Raises:
+            ListCorrupt: the revision and the count need bytes that cannot be read.
+        """
+        node = self.inodes.get(id_)
+        if not isinstance(node, ListNode) or node.version is None:
+            return {}
+        snapshot = self._pin(node)
+        try:
+            plain = snapshot.content()
+        finally:
+            self._unpin(node)
+        values = (
+            taglist.revision(plain).encode(),
+            b"%d" % taglist.count(plain),
+            node.version.codec.name.encode(),
+            b"%d" % node.version.stored_size,
+        )
+        return dict(zip(_EXTENDED, values, strict=True))
+
+
+def run(step: Step | None) -> None:
+    """Run a step here and now: what a mount does in the order of its keys, for whoever has no mount."""
+    if step is None:
+        return
+    try:
+        result = step.run()
+    except (TagfsError, OSError) as error:
+        step.fail(error)
+        raise
+    step.settle(result)
+
+
+def _appended(store: Store, key: RepositoryKey, tail: bytes) -> bytes:
+    """The current list and `tail` behind it."""
+    try:
+        return store.read(key) + tail
+    except (ListMissing, RepositoryMissing):
+        return tail
+
+
+def _touching(store: Store, key: RepositoryKey, mtime_ns: int) -> Callable[[], Version]:
+    def run() -> Version:
+        store.set_mtime(key, mtime_ns)
+        return store.examine(key)
+
+    return run
+
+
+def _shown(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
