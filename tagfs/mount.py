@@ -214,8 +214,10 @@ class _Mount:
         settings = self._settings
         wanted = sentinel.FLUX_FORMAT if settings.codec == "gzip" else sentinel.ZSTD_FORMAT
         format_, found = sentinel.prepare(self._disk, root, path, wanted, settings.wipe_foreign)
-        if found.condition is not Condition.READY:
-            log.warning("%s: %s; it is a store of format %d now", path, found.condition.value, format_)
+        if found.condition is Condition.EMPTY:
+            log.info("%s: a new store of format %d", path, format_)
+        elif found.condition is not Condition.READY:
+            log.warning("%s: %s; it is an empty store of format %d now", path, found.condition.value, format_)
         if settings.codec == "zstd" and format_ == sentinel.FLUX_FORMAT:
             format_ = sentinel.ZSTD_FORMAT
             sentinel.write_version(self._disk, root, format_)
