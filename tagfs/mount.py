@@ -4,6 +4,7 @@ Owns: opening the store, the session with the kernel, the tasks beside it, signa
 Does not know: tag bytes.
 """
 
+import ctypes
 import gc
 import itertools
 import logging
@@ -111,7 +112,7 @@ class _Mount:
                 return
             nursery.start_soon(self._end_on_signal)
             nursery.start_soon(self._follow, opened, failure, nursery)
-            gc.freeze()
+            _give_back_memory()
             await pyfuse3.main()
             await self._commits.drain()
             await self._notifier.close()
@@ -336,6 +337,15 @@ def _allow_many_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _give_back_memory() -> None:
+    """Free what only the imports needed: 1.5 MiB in every pod.  malloc_trim(3); musl has none."""
+    gc.collect()
+    gc.freeze()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
