@@ -1,0 +1,88 @@
+"""Holder: opening a store, being its only writer, and who else is.  Blocking.
+
+Owns: the store's lock, and the sentence that names the process which has it.
+Does not know: what a store holds.
+Source: proc_locks(5); flock(2) is on the store's directory itself, because a lock file would not outlive a wipe.
+"""
+
+import os
+from pathlib import Path
+
+from tagfs.disk import Disk
+from tagfs.errors import StoreHeld, StoreRefused
+
+_UNSEEN = "a process that cannot be seen from here (in another container?)"
+_COMMAND_LIMIT = 200
+"""Characters of a command line that are told."""
+
+
+def open_store(disk: Disk, path: str) -> int:
+    """The descriptor of the directory at `path`; StoreRefused where it cannot be one."""
+    try:
+        return disk.open_root(path)
+    except FileNotFoundError:
+        raise StoreRefused(f"{path} does not exist: make it first, or mount the volume that holds it") from None
+    except NotADirectoryError:
+        raise StoreRefused(f"{path} is no directory: name the directory that holds {path} or lists") from None
+    except PermissionError:
+        raise StoreRefused(f"{path} may not be read: run as its owner, or as root") from None
+
+
+def take(disk: Disk, path: str) -> int:
+    """The descriptor of the store at `path`, whose only writer is now its owner; StoreHeld, StoreRefused."""
+    root = open_store(disk, path)
+    try:
+        if not disk.lock(root):
+            raise StoreHeld(path, holder_of(root))
+    except BaseException:
+        disk.close(root)
+        raise
+    return root
+
+
+def is_held(disk: Disk, path: str) -> bool:
+    """Whether a writer has the store now.  Tries its lock for a moment: a writer in another container is seen too."""
+    root = open_store(disk, path)
+    try:
+        return not disk.lock(root)
+    finally:
+        disk.close(root)
+
+
+def holder_of(root: int | str) -> str:
+    """Who holds the lock of a store, as far as the kernel tells: `pid 12 (tagfs mount …)`."""
+    status = os.fstat(root) if isinstance(root, int) else os.stat(root)
+    try:
+        locks = Path("/proc/locks").read_text()
+    except OSError:
+        return _UNSEEN
+    pid = find_pid(locks, os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+    return _UNSEEN if pid is None else f"pid {pid} ({_command(pid)})"
+
+
+def find_pid(locks: str, major: int, minor: int, inode: int) -> int | None:
+    """The process that holds the exclusive flock of an inode, in the text of /proc/locks."""
+    on_another_device = None
+    for line in locks.splitlines():
+        # `1: FLOCK  ADVISORY  WRITE 708 08:01:393 0 EOF`; a line of one that waits has `->` in second place.
+        fields = line.split()
+        if len(fields) < 6 or fields[1] != "FLOCK" or fields[3] != "WRITE" or not fields[4].isdigit():
+            continue
+        device, _, number = fields[5].rpartition(":")
+        if number != str(inode) or fields[4] == "0":
+            continue
+        if device == f"{major:02x}:{minor:02x}":
+            return int(fields[4])
+        # btrfs and overlayfs tell stat(2) another device than the lock's.
+        on_another_device = int(fields[4])
+    return on_another_device
+
+
+def _command(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    except OSError:
+        return "its starter is gone, a child of it goes on"
+    text = b" ".join(words).decode("utf-8", "backslashreplace")
+    shown = "".join(character if character.isprintable() else "?" for character in text)
+    return shown[:_COMMAND_LIMIT] + "…" if len(shown) > _COMMAND_LIMIT else shown
