@@ -24,9 +24,10 @@ from tagfs.errors import (
     ListMissing,
     ListTooLarge,
     RepositoryMissing,
+    StoreRefused,
     StoreWaiting,
 )
-from tagfs.names import BASE, HIDDEN_PREFIX, LIST, RepositoryKey, is_namespace, is_repository
+from tagfs.names import BASE, HIDDEN_PREFIX, LIST, RepositoryKey, check_namespace, is_namespace, is_repository
 from tagfs.staging import StageDirectory
 from tagfs.store import Snapshot, Stage, Store, Version
 from tagfs.variants import PinnedFile, Variant
@@ -81,39 +82,43 @@ class DirectoryStore(Store):
     # -- directories
 
     def namespaces(self) -> list[str]:
-        try:
-            with self.opened() as base:
-                return [name for name, is_dir in self.disk.names(base) if is_dir and is_namespace(name)]
-        except RepositoryMissing:
-            return []
+        names: list[str] = []
+        with suppress(RepositoryMissing), self.opened() as base:
+            names = [name for name, is_dir in self.disk.names(base) if is_dir and is_namespace(name)]
+        self._require_current()
+        return names
 
     def repositories(self, namespace: str) -> list[str]:
         with self.opened(namespace) as directory:
-            return [name for name, is_dir in self.disk.names(directory) if is_dir and is_repository(name)]
+            names = [name for name, is_dir in self.disk.names(directory) if is_dir and is_repository(name)]
+        self._require_current()
+        return names
 
     def directory_mtime_ns(self, namespace: str | None = None, name: str | None = None) -> int:
         try:
             with self.opened(*(part for part in (namespace, name) if part is not None)) as directory:
                 return self.disk.stat_open(directory).st_mtime_ns
-        except RepositoryMissing:
+        except (RepositoryMissing, StoreWaiting, StoreRefused):
             if namespace is not None:
                 raise
             return self.disk.stat_open(self.root).st_mtime_ns
 
     def make_namespace(self, namespace: str) -> None:
+        check_namespace(namespace)
         self._require_current()
-        with suppress(FileExistsError):
-            self.disk.make_dir(self.root, BASE)
+        with suppress(AlreadyExists):
+            self._make_dir(self.root, BASE, ())
         with self.opened() as base:
-            self._make_dir(base, namespace)
+            self._make_dir(base, namespace, (namespace,))
 
     def make_repository(self, key: RepositoryKey) -> None:
         self._require_current()
         with self.opened(key.namespace) as directory:
-            self._make_dir(directory, key.name)
+            self._make_dir(directory, key.name, (key.namespace, key.name))
 
     def remove_namespace(self, namespace: str) -> None:
-        with self.opened() as base:
+        self._require_current()
+        with self.opened(namespace), self.opened() as base:
             try:
                 self.disk.remove_dir(base, namespace)
             except FileNotFoundError:
@@ -123,12 +128,17 @@ class DirectoryStore(Store):
             self._durable.discard((namespace,))
 
     def remove_repository(self, key: RepositoryKey) -> None:
+        self._require_current()
         with self.opened(key.namespace) as directory:
             with self.opened(key.namespace, key.name) as inner:
+                # The names first: a list that another program puts there now is not among them.
+                names = self.disk.names(inner)
                 if self._variants(inner):
                     raise DirectoryNotEmpty(f"{key.directory} has a list")
-                for name, is_dir in self.disk.names(inner):
-                    if not is_dir:
+                if any(is_dir for _, is_dir in names):
+                    raise DirectoryNotEmpty(f"{key.directory} holds a directory")
+                for name, _ in names:
+                    with suppress(FileNotFoundError):
                         self.disk.unlink(inner, name)
             try:
                 self.disk.remove_dir(directory, key.name)
@@ -143,22 +153,28 @@ class DirectoryStore(Store):
         try:
             for name in (BASE, *path):
                 try:
+                    if name != BASE and not is_repository(name):
+                        raise FileNotFoundError
                     inner = self.disk.open_dir(directory, name)
-                except (FileNotFoundError, NotADirectoryError):
+                except (FileNotFoundError, NotADirectoryError) as error:
+                    self._require_current()
+                    if directory == self.root and isinstance(error, NotADirectoryError):
+                        raise StoreRefused(f"{BASE} in the store is no directory, and a link is not followed") from None
                     raise RepositoryMissing(f"{'/'.join((BASE, *path))} is not in the store") from None
-                if directory != self.root:
-                    self.disk.close(directory)
-                directory = inner
+                above, directory = directory, inner
+                if above != self.root:
+                    self.disk.close(above)
             yield directory
         finally:
             if directory != self.root:
                 self.disk.close(directory)
 
-    def _make_dir(self, directory: int, name: str) -> None:
+    def _make_dir(self, directory: int, name: str, path: tuple[str, ...]) -> None:
         try:
             self.disk.make_dir(directory, name)
         except FileExistsError:
             raise AlreadyExists(f"{name} is in the store") from None
+        self._durable.discard(path)
 
     # -- reading
 
@@ -174,6 +190,7 @@ class DirectoryStore(Store):
                     path = f"{key.directory}/{variant.name}"
                     with suppress(FileNotFoundError):
                         return PinnedFile(self.disk, directory, variant, path, self.policy.list_limit)
+        self._require_current()
         raise ListMissing(f"{key} has no list")
 
     def is_stored_as(self, key: RepositoryKey, plain: bytes) -> bool:
@@ -200,13 +217,14 @@ class DirectoryStore(Store):
         stage = _StagedFile(key, len(plain), codec, name, file)
         try:
             self.disk.write(file, codec.encode(plain))
-        except OSError:
+        except BaseException:
             self.discard(stage)
             raise
         return stage
 
     def publish(self, stage: Stage, mtime_ns: int | None = None) -> Version:
         assert isinstance(stage, _StagedFile)
+        assert not stage.is_used_up
         key, disk = stage.key, self.disk
         name = LIST + stage.codec.suffix
         try:
@@ -214,21 +232,22 @@ class DirectoryStore(Store):
             self._make_directories(key)
             with self.opened(key.namespace, key.name) as directory:
                 stale = [variant for variant in self._variants(directory) if variant.name != name]
-                self._outrank(stage, stale, mtime_ns)
+                hidden = self._hidden(directory)
+                later_mtime_ns = self._outrank(stage, stale, mtime_ns)
                 disk.sync(stage.file)
                 self._sync_directories(key)
                 disk.rename(self.stages.descriptor, stage.name, directory, name)
                 stage.is_used_up = True
                 try:
                     disk.sync_dir(directory)
-                    self._remove_stale(directory, [variant.name for variant in stale])
-                    if stale and mtime_ns is not None:
-                        disk.set_mtime(stage.file, mtime_ns)
+                    self._remove_stale(directory, [*(variant.name for variant in stale), *hidden])
+                    if later_mtime_ns is not None:
+                        disk.set_mtime(stage.file, later_mtime_ns)
+                    return variants.version_of(stage.codec, stage.size, disk.stat_open(stage.file))
                 except OSError as error:
                     raise CommitUncertain(f"{key}: {error.strerror} after the rename") from error
         finally:
             self.discard(stage)
-        return self.examine(key)
 
     def discard(self, stage: Stage) -> None:
         assert isinstance(stage, _StagedFile)
@@ -241,6 +260,7 @@ class DirectoryStore(Store):
                 self.stages.unlink(stage.name)
 
     def set_mtime(self, key: RepositoryKey, mtime_ns: int) -> None:
+        self._require_current()
         with self.opened(key.namespace, key.name) as directory:
             winner = self._only_winner(directory, key)
             file = self.disk.open_file(directory, winner)
@@ -260,6 +280,8 @@ class DirectoryStore(Store):
         self._require_current()
         with self.opened(key.namespace, key.name) as directory:
             winner = self._only_winner(directory, key)
+            # A list that was hidden before must not be the one that is put back.
+            self._remove_stale(directory, self._hidden(directory))
             self.disk.rename(directory, winner, directory, HIDDEN_PREFIX + winner)
             self.disk.sync_dir(directory)
 
@@ -272,8 +294,10 @@ class DirectoryStore(Store):
                 if self._variants(directory):
                     self._remove_stale(directory, hidden)
                     return False
+                self._require_current()
                 self.disk.rename(directory, hidden[0], directory, hidden[0].removeprefix(HIDDEN_PREFIX))
                 self.disk.sync_dir(directory)
+                self._remove_stale(directory, hidden[1:])
                 return True
         except RepositoryMissing:
             return False
@@ -311,17 +335,23 @@ class DirectoryStore(Store):
                         self.disk.sync_dir(above)
                 self._durable.add(path)
 
-    def _outrank(self, stage: "_StagedFile", stale: list[Variant], mtime_ns: int | None) -> None:
-        """While two variants exist the new one is strictly newer; a requested time that breaks that waits."""
+    def _outrank(self, stage: "_StagedFile", stale: list[Variant], mtime_ns: int | None) -> int | None:
+        """Set the time of a stage; -> the time to set once every stale variant is gone, None where it is set now.
+
+        While two variants exist the new one is strictly newer: a requested time that breaks that waits, and so does
+        the time of writing beside a variant from the future.
+        """
         if not stale:
             if mtime_ns is not None:
                 self.disk.set_mtime(stage.file, mtime_ns)
-            return
+            return None
         newest = max(variant.status.st_mtime_ns for variant in stale)
-        for candidate in (time.time_ns(), newest + _LATER_NS):
+        wanted = self.disk.stat_open(stage.file).st_mtime_ns if mtime_ns is None else mtime_ns
+        for candidate in (wanted, time.time_ns(), newest + _LATER_NS):
             self.disk.set_mtime(stage.file, candidate)
             if self.disk.stat_open(stage.file).st_mtime_ns > newest:
-                return
+                return None if candidate == wanted else wanted
+        return wanted
 
     def _only_winner(self, directory: int, key: RepositoryKey) -> str:
         """The name of the variant that wins, with every stale one durably gone, so that none can come back."""
@@ -333,7 +363,8 @@ class DirectoryStore(Store):
 
     def _remove_stale(self, directory: int, names: list[str]) -> None:
         for name in names:
-            self.disk.unlink(directory, name)
+            with suppress(FileNotFoundError):
+                self.disk.unlink(directory, name)
         if names:
             self.disk.sync_dir(directory)
 

@@ -7,6 +7,7 @@ Each method raises OSError as its system call does.
 """
 
 import ctypes
+import errno
 import fcntl
 import os
 import stat
@@ -59,7 +60,13 @@ class Disk:
         return os.open(name, _CREATE, FILE_MODE, dir_fd=directory)
 
     def close(self, descriptor: int) -> None:
-        os.close(descriptor)
+        """Never an error but for a descriptor that is not open: it is gone whatever close(2) answers, and what has to
+        be durable was synced before."""
+        try:
+            os.close(descriptor)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise
 
     def read(self, file: int, size: int, offset: int = 0) -> bytes:
         """Up to `size` bytes from `offset`, fewer only at the end of the file."""
@@ -115,6 +122,9 @@ class Disk:
 
     def set_mtime(self, file: int, mtime_ns: int) -> None:
         os.utime(file, ns=(mtime_ns, mtime_ns))
+
+    def set_mode(self, descriptor: int, mode: int) -> None:
+        os.fchmod(descriptor, mode)
 
     def lock(self, directory: int) -> bool:
         """Whether the exclusive lock of `directory` is now held through this descriptor: flock(2)."""

@@ -19,7 +19,7 @@ from tagfs.errors import (
     ListTooLarge,
     RepositoryMissing,
 )
-from tagfs.names import RepositoryKey
+from tagfs.names import RepositoryKey, check_namespace
 from tagfs.store import Snapshot, Stage, Store, Version
 
 _BLOCK = 512
@@ -68,6 +68,7 @@ class MemoryStore(Store):
         return 0
 
     def make_namespace(self, namespace: str) -> None:
+        check_namespace(namespace)
         if namespace in self._namespaces:
             raise AlreadyExists(f"{namespace} is in the store")
         self._namespaces[namespace] = {}
@@ -100,10 +101,11 @@ class MemoryStore(Store):
         return _Stage(key, plain)
 
     def publish(self, stage: Stage, mtime_ns: int | None = None) -> Version:
-        assert isinstance(stage, _Stage) and stage.plain is not None, "the stage is used up"
+        assert isinstance(stage, _Stage)
+        assert stage.plain is not None, "the stage is used up"
         when = time.time_ns() if mtime_ns is None else mtime_ns
         repository = self._namespaces.setdefault(stage.key.namespace, {}).setdefault(stage.key.name, _Repository())
-        repository.current = _List(stage.plain, when, next(self._serials))
+        repository.current, repository.hidden = _List(stage.plain, when, next(self._serials)), None
         stage.plain = None
         return repository.current.version
 

@@ -7,6 +7,7 @@ program finishes what the other began.
 """
 
 import re
+import stat
 from dataclasses import dataclass
 from enum import Enum
 
@@ -25,9 +26,14 @@ FORMATS = (FLUX_FORMAT, ZSTD_FORMAT)
 _FORMAT_TEXTS = frozenset(map(str, FORMATS))
 _NAMES_SHOWN = 5
 _VERSION_LIMIT = 64
-"""Bytes of a version sentinel that are read."""
+"""Bytes of a version sentinel; a longer one says nothing that is known."""
 
-_BADGER = re.compile(r"MANIFEST|MANIFEST-REWRITE|KEYREGISTRY|DISCARD|LOCK|[0-9]+\.(?:vlog|sst|mem)", re.ASCII)
+_NO_FILE = "(no regular file)"
+
+_BADGER_HEADS = frozenset({"MANIFEST", "MANIFEST-REWRITE", "KEYREGISTRY", "REWRITE-KEYREGISTRY"})
+"""At least one of them is in every BadgerDB: a directory of `*.mem` alone may be anybody's."""
+
+_BADGER = re.compile(r"DISCARD|LOCK|[0-9]+\.(?:vlog|sst|mem)", re.ASCII)
 """Files of BadgerDB v4 (dgraph-io/badger: manifest.go, key_registry.go, discard.go, memtable.go, value.go)."""
 
 
@@ -53,7 +59,8 @@ class Finding:
 
 def examine(disk: Disk, root: int) -> Finding:
     """What the directory `root` is.  Writes nothing; raises OSError where it cannot be read."""
-    names = {name for name, _ in disk.names(root)} - {LOST_AND_FOUND}
+    entries = dict(disk.names(root))
+    names = set(entries) - {LOST_AND_FOUND}
     version = _read_version(disk, root) if VERSION_SENTINEL in names else None
     known = int(version) if version is not None and version in _FORMAT_TEXTS else None
     if WIPE_SENTINEL in names:
@@ -61,12 +68,16 @@ def examine(disk: Disk, root: int) -> Finding:
     if known is not None:
         return Finding(Condition.READY, known)
     if version is not None:
-        return Finding(Condition.UNKNOWN_VERSION, None, f"{VERSION_SENTINEL} says {version!r}")
+        told = "is no regular file" if version == _NO_FILE else f"says {version!r}"
+        return Finding(Condition.UNKNOWN_VERSION, None, f"{VERSION_SENTINEL} {told}")
     names = {name for name in names if not _is_unfinished_sentinel(name)}
     if not names:
         return Finding(Condition.EMPTY)
-    shown = ", ".join(sorted(names)[:_NAMES_SHOWN]) + (" and others" if len(names) > _NAMES_SHOWN else "")
-    if all(_BADGER.fullmatch(name) for name in names) and names != {"LOCK"}:
+    telling = sorted(names, key=lambda name: (name != BASE, name))
+    shown = ", ".join(telling[:_NAMES_SHOWN]) + (" and others" if len(names) > _NAMES_SHOWN else "")
+    if names & _BADGER_HEADS and all(
+        not entries[name] and (name in _BADGER_HEADS or _BADGER.fullmatch(name)) for name in names
+    ):
         return Finding(Condition.BADGER, None, shown)
     return Finding(Condition.FOREIGN, None, shown)
 
@@ -114,27 +125,30 @@ def wipe(disk: Disk, root: int, format_: int) -> None:
     """Empty the store and leave it ready in `format_`.  Cut short at any step, another call finishes it."""
     if not _exists(disk, root, WIPE_SENTINEL):
         disk.close(disk.create(root, WIPE_SENTINEL))
-    marker = disk.open_file(root, WIPE_SENTINEL)
-    try:
-        disk.sync(marker)
-    finally:
-        disk.close(marker)
+    if stat.S_ISREG(disk.stat(root, WIPE_SENTINEL).st_mode):
+        marker = disk.open_file(root, WIPE_SENTINEL)
+        try:
+            disk.sync(marker)
+        finally:
+            disk.close(marker)
     disk.sync_dir(root)
-    if not _exists(disk, root, VERSION_SENTINEL) or _read_version(disk, root) != str(format_):
+    version = _read_version(disk, root) if _exists(disk, root, VERSION_SENTINEL) else None
+    if version == _NO_FILE:
+        disk.remove_tree(root, VERSION_SENTINEL)
+    if version != str(format_):
         write_version(disk, root, format_)
     for name, _ in disk.names(root):
         if name not in (VERSION_SENTINEL, WIPE_SENTINEL, LOST_AND_FOUND):
             disk.remove_tree(root, name)
     disk.sync_dir(root)
-    disk.unlink(root, WIPE_SENTINEL)
+    disk.remove_tree(root, WIPE_SENTINEL)
     disk.sync_dir(root)
 
 
 def write_version(disk: Disk, root: int, format_: int) -> None:
     """Set the version sentinel, durably: the old one or the new one is there at every moment."""
     temporary = f"{VERSION_SENTINEL}-tagfs"
-    if _exists(disk, root, temporary):
-        disk.unlink(root, temporary)
+    disk.remove_tree(root, temporary)
     file = disk.create(root, temporary)
     try:
         disk.write(file, b"%d\n" % format_)
@@ -149,16 +163,21 @@ def is_current(disk: Disk, root: int, format_: int) -> bool:
     """Whether the store still says `format_` and no wipe of it has begun: a few microseconds, for every commit."""
     try:
         return not _exists(disk, root, WIPE_SENTINEL) and _read_version(disk, root) == str(format_)
-    except OSError:
+    except FileNotFoundError:
         return False
 
 
 def _read_version(disk: Disk, root: int) -> str:
+    if not stat.S_ISREG(disk.stat(root, VERSION_SENTINEL).st_mode):
+        return _NO_FILE
     file = disk.open_file(root, VERSION_SENTINEL)
     try:
-        return disk.read(file, _VERSION_LIMIT).decode("ascii", "backslashreplace").strip()
+        text = disk.read(file, _VERSION_LIMIT + 1)
     finally:
         disk.close(file)
+    if len(text) > _VERSION_LIMIT:
+        return text[:_NAMES_SHOWN].decode("ascii", "backslashreplace") + "…"
+    return text.strip().decode("ascii", "backslashreplace")
 
 
 def _exists(disk: Disk, root: int, name: str) -> bool:
@@ -179,7 +198,9 @@ def _told(found: Finding) -> str:
 
 
 def _refusal(path: str, found: Finding) -> StoreRefused:
-    if BASE in found.detail.split(", "):
+    if found.condition is Condition.UNKNOWN_VERSION:
+        cure = "open it with the program that wrote it, or insist with --wipe-foreign, which deletes all of it"
+    elif BASE in found.detail.split(", "):
         cure = f"if these are tag lists, write the format's version first: echo 2 > {path}/{VERSION_SENTINEL}"
     else:
         cure = "name an empty directory, or insist with --wipe-foreign, which deletes all of it"

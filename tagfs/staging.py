@@ -19,6 +19,8 @@ class StageDirectory:
         self._disk = disk
         self._root = root
         self._descriptor: int | None = None
+        # INVARIANT: stays open until `close`, because another thread may be about to use one of them.
+        self._removed: list[int] = []
         self._lock = threading.Lock()
 
     @property
@@ -27,7 +29,7 @@ class StageDirectory:
             if self._descriptor is not None:
                 if self._disk.stat_open(self._descriptor).st_nlink > 0:
                     return self._descriptor
-                self._disk.close(self._descriptor)
+                self._removed.append(self._descriptor)
                 self._descriptor = None
             with suppress(FileExistsError):
                 self._disk.make_dir(self._root, STAGE_DIRECTORY)
@@ -48,6 +50,7 @@ class StageDirectory:
             self._disk.unlink(self.descriptor, name)
 
     def close(self) -> None:
-        if self._descriptor is not None:
-            self._disk.close(self._descriptor)
-            self._descriptor = None
+        opened = self._removed if self._descriptor is None else [*self._removed, self._descriptor]
+        self._descriptor, self._removed = None, []
+        for descriptor in opened:
+            self._disk.close(descriptor)

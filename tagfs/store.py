@@ -65,7 +65,8 @@ class Store(ABC):
 
     One writer at a time changes a key; `publish`, `discard`, `remove` and `hide` of different keys may run in
     different threads at once, beside any reader.  Every method raises OSError where the disk fails, and StoreWaiting
-    where the store has been taken away beneath it.
+    where the store has been taken away beneath it, rather than to say that something is missing.  Where a method
+    says ListMissing, it raises RepositoryMissing if the directory of the key is not there either.
     """
 
     @abstractmethod
@@ -82,7 +83,7 @@ class Store(ABC):
 
     @abstractmethod
     def make_namespace(self, namespace: str) -> None:
-        """AlreadyExists where it is there."""
+        """AlreadyExists where it is there, NameRefused where it is no name of a namespace."""
 
     @abstractmethod
     def make_repository(self, key: RepositoryKey) -> None:
@@ -90,14 +91,14 @@ class Store(ABC):
 
     @abstractmethod
     def remove_namespace(self, namespace: str) -> None:
-        """DirectoryNotEmpty where it holds repositories, RepositoryMissing where it is not there."""
+        """DirectoryNotEmpty where it holds anything, seen or not; RepositoryMissing where it is not there."""
 
     @abstractmethod
     def remove_repository(self, key: RepositoryKey) -> None:
         """Remove the directory of a key without a list; what is no list in it goes with it.
 
         Raises:
-            DirectoryNotEmpty: it has a list.
+            DirectoryNotEmpty: it has a list, or a directory.
             RepositoryMissing: it is not there.
         """
 
@@ -117,7 +118,8 @@ class Store(ABC):
     def publish(self, stage: Stage, mtime_ns: int | None = None) -> Version:
         """Make a stage the current version of its list, durably, with `mtime_ns` or the time of writing.
 
-        Makes the directories of the key where they are missing.  The stage is used up, also by an error.
+        Makes the directories of the key where they are missing, and drops a hidden list of it.  The stage is used up,
+        also by an error.
 
         Raises:
             CommitUncertain: readers see the new list, and it may not be durable.

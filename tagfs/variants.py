@@ -5,6 +5,7 @@ Does not know: keys, writing.
 Source of the precedence: `newerVariant` in Flux's `internal/storage/filesystem.go` (image-reflector-controller).
 """
 
+import errno
 import stat
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from tagfs.disk import Disk, FileStatus
 from tagfs.errors import ListCorrupt
 from tagfs.names import HIDDEN_PREFIX, LIST
 from tagfs.store import Snapshot, Version
+
+_NOT_OF_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors of opening that say nothing about what is opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,21 @@ def find_hidden(disk: Disk, directory: int, codecs: tuple[Codec, ...]) -> list[V
     return find(disk, directory, codecs, HIDDEN_PREFIX)
 
 
+def version_of(codec: Codec, size: int, status: FileStatus, fault: str | None = None) -> Version:
+    """The version that a variant of `size` plain bytes holds."""
+    return Version(
+        codec=codec,
+        size=size,
+        stored_size=status.st_size,
+        blocks=status.st_blocks,
+        mtime_ns=status.st_mtime_ns,
+        ctime_ns=status.st_ctime_ns,
+        # The ctime, because a freed inode is used again, and a requested mtime may be that of an older version.
+        identity=(status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size),
+        fault=fault,
+    )
+
+
 class PinnedFile(Snapshot):
     """The version that a variant holds.  Keeps the file open until it is read once, then its plain bytes.
 
@@ -58,7 +77,8 @@ class PinnedFile(Snapshot):
     __slots__ = ("_content", "_disk", "_file", "_limit", "_path", "version")
 
     def __init__(self, disk: Disk, directory: int, variant: Variant, path: str, list_limit: int) -> None:
-        """FileNotFoundError where the variant is gone; any other fault is told by the version."""
+        """FileNotFoundError where the variant is gone, OSError where nothing can be opened now; any other fault is
+        told by the version."""
         self._disk = disk
         self._path = path
         self._limit = list_limit
@@ -72,17 +92,10 @@ class PinnedFile(Snapshot):
         except FileNotFoundError:
             raise
         except (Undecodable, OSError) as error:
+            if self._file is None and isinstance(error, OSError) and error.errno in _NOT_OF_THE_FILE:
+                raise
             fault, size = _reason(error), status.st_size
-        self.version = Version(
-            codec=variant.codec,
-            size=size,
-            stored_size=status.st_size,
-            blocks=status.st_blocks,
-            mtime_ns=status.st_mtime_ns,
-            ctime_ns=status.st_ctime_ns,
-            identity=(status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size),
-            fault=fault,
-        )
+        self.version = version_of(variant.codec, size, status, fault)
 
     def _promised_size(self, codec: Codec, status: FileStatus) -> int:
         assert self._file is not None

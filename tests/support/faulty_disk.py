@@ -59,8 +59,8 @@ class FaultyDisk(Disk):
             wrong = self._fault.wrong
             if tear is not None and wrong in (Wrong.TORN, Wrong.TORN_CUT):
                 tear()
-            if method == "close" and wrong in (Wrong.EIO, Wrong.ENOSPC):
-                call()  # Linux: whatever close(2) answers, the descriptor is gone.
+            if method == "close" and wrong is not Wrong.CUT:
+                return call()  # Closing is never refused.
             if wrong in (Wrong.CUT, Wrong.TORN_CUT):
                 self._is_off = True
                 raise PowerCut
@@ -125,6 +125,9 @@ class FaultyDisk(Disk):
 
     def set_mtime(self, file: int, mtime_ns: int) -> None:
         self._do("set_mtime", lambda: self.inner.set_mtime(file, mtime_ns))
+
+    def set_mode(self, descriptor: int, mode: int) -> None:
+        self._do("set_mode", lambda: self.inner.set_mode(descriptor, mode))
 
     def lock(self, directory: int) -> bool:
         return self._do("lock", lambda: self.inner.lock(directory))

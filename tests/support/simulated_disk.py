@@ -244,6 +244,11 @@ class SimulatedDisk(Disk):
         node.mtime_ns = mtime_ns // self._granularity_ns * self._granularity_ns
         node.ctime_ns = self._now()
 
+    def set_mode(self, descriptor: int, mode: int) -> None:
+        node = self._node(descriptor)
+        node.mode = stat.S_IFMT(node.mode) | mode
+        node.ctime_ns = self._now()
+
     def lock(self, directory: int) -> bool:
         node = self._directory(directory)
         if node.locked_by not in (None, directory):

@@ -1,0 +1,84 @@
+"""Stores that tests make anew, and what other programs leave in them."""
+
+import gzip
+import os
+import subprocess
+from pathlib import Path
+
+from tagfs import sentinel
+from tagfs.codec import GZIP, ZSTD, Codec
+from tagfs.directory import DirectoryStore, Policy
+from tagfs.disk import Disk
+from tagfs.errors import ListMissing
+from tagfs.names import RepositoryKey
+from tagfs.store import Store
+
+KEY = RepositoryKey("apps", "podinfo")
+NEIGHBOUR = RepositoryKey("apps", "podinfo-canary")
+STRANGER = RepositoryKey("flux-system", "podinfo")
+KEYS = (KEY, NEIGHBOUR, STRANGER)
+
+SMALL = b"latest\nv1.0.0\n"
+LARGE = b"".join(b"v1.%d.%d\n" % (n // 10, n % 10) for n in range(200))
+"""Stored compressed by THRESHOLD, SMALL is not."""
+
+OTHER_SMALL = b"v2.0.0\n"
+OTHER_LARGE = b"".join(b"v2.%d.%d-rc\n" % (n // 10, n % 10) for n in range(200))
+THRESHOLD = 1024
+
+Contents = dict[str, bytes]
+"""What a store shows: key -> plain bytes."""
+
+
+def codec_of(format_: int) -> Codec:
+    """The codec that a store of this format is written with."""
+    return GZIP if format_ == sentinel.FLUX_FORMAT else ZSTD
+
+
+def policy_of(format_: int, threshold: int = THRESHOLD, list_limit: int = 1 << 20) -> Policy:
+    return Policy(codec_of(format_), threshold, list_limit)
+
+
+def open_store(disk: Disk, path: str, format_: int = 3, policy: Policy | None = None) -> DirectoryStore:
+    """Open as a writer does: made ready, whatever a crash has left; `format_` is that of a new store."""
+    root = disk.open_root(path)
+    try:
+        format_, _ = sentinel.prepare(disk, root, path, format_)
+    except BaseException:
+        disk.close(root)
+        raise
+    return DirectoryStore(disk, root, format_, policy or policy_of(format_))
+
+
+def contents(store: Store) -> Contents:
+    """Every list of a store, after a writer has put back what was hidden without a successor."""
+    found = {}
+    for key in store.scan():
+        store.recover(key)
+        try:
+            found[str(key)] = store.read(key)
+        except ListMissing:
+            continue
+    return found
+
+
+def write_natively(path: Path, key: RepositoryKey, plain: bytes, compressed: bool, mtime_ns: int | None = None) -> Path:
+    """Write a list as Flux does, and leave the other variant where it is."""
+    directory = path / key.directory
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    name = "tags.txt.gz" if compressed else "tags.txt"
+    temporary = directory / f"{name}3141592653"
+    temporary.write_bytes(gzip.compress(plain, 9, mtime=0) if compressed else plain)
+    temporary.chmod(0o600)
+    if mtime_ns is not None:
+        os.utime(temporary, ns=(mtime_ns, mtime_ns))
+    temporary.rename(directory / name)
+    return directory / name
+
+
+def gunzip(file: Path) -> bytes:
+    return subprocess.run(["gunzip", "-c", str(file)], stdout=subprocess.PIPE, check=True).stdout
+
+
+def files_of(path: Path, key: RepositoryKey) -> list[str]:
+    return sorted(os.listdir(path / key.directory))
