@@ -10,15 +10,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import NoReturn, TextIO
+from typing import TextIO
 
-from tagfs import __version__, errors
-from tagfs.settings import SETTINGS, MountSettings, from_environment, resolve
-from tagfs.settings import check as check_setting
+from tagfs import errors
+from tagfs.arguments import USAGE, Run, parser
+from tagfs.settings import SETTINGS, MountSettings, resolve, value_of
 
-USAGE, PROBLEMS_FOUND = 2, 6
+PROBLEMS_FOUND = 6
 INTERRUPTED, PIPE_CLOSED = 130, 141
 """128 and the number of the signal, as a shell tells it."""
 
@@ -98,7 +98,7 @@ def _run(argv: list[str], environment: Mapping[str, str]) -> int:
     if argv and "/" in argv[0]:
         # mount(8) and fstab(5) run `tagfs STORE MOUNTPOINT -o OPTIONS` and expect an answering mount.
         argv = ["mount", "--background", *argv]
-    arguments = _parser().parse_args(argv)
+    arguments = parser(_RUNS, _endings()).parse_args(argv)
     run: Callable[[argparse.Namespace, Mapping[str, str]], int] = arguments.run
     return run(arguments, environment)
 
@@ -183,8 +183,57 @@ def _unmount(arguments: argparse.Namespace, environment: Mapping[str, str]) -> i
     return 0
 
 
+def _status(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    _configure_plain(arguments, environment)
+    from tagfs import report
+    from tagfs.survey import surveyor
+
+    counting = surveyor(os.path.abspath(arguments.path), _list_limit(arguments, environment))
+    report.progress(counting.run(), counting.total, "reading lists", sys.stderr)
+    if arguments.json:
+        print(report.survey_json(counting.survey))
+    else:
+        report.show_survey(counting.survey, report.Page())
+    return PROBLEMS_FOUND if counting.survey.problem_count else 0
+
+
+def _check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    _configure_plain(arguments, environment)
+    from tagfs import report
+    from tagfs.check import Check
+
+    limit = _list_limit(arguments, environment)
+    with closing(Check(os.path.abspath(arguments.store), limit, arguments.repair)) as checking:
+        report.progress(checking.run(), checking.total, "checking lists", sys.stderr)
+    if arguments.json:
+        print(report.findings_json(checking.findings))
+    else:
+        report.show_findings(checking.findings, report.Page(), arguments.repair)
+    return PROBLEMS_FOUND if checking.findings.remaining else 0
+
+
+def _convert(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    _configure_plain(arguments, environment)
+    from tagfs import report
+    from tagfs.convert import Convert
+
+    threshold = value_of("storage-compression-threshold", arguments.threshold, environment)
+    limit = _list_limit(arguments, environment)
+    with closing(Convert(os.path.abspath(arguments.store), arguments.codec, threshold, limit)) as converting:
+        try:
+            report.progress(converting.run(), converting.total, "converting lists", sys.stderr)
+        finally:
+            report.show_conversion(converting.conversion, report.Page())
+    return PROBLEMS_FOUND if converting.conversion.unreadable_count else 0
+
+
+def _list_limit(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    limit: int = value_of("max-list-size", arguments.list_limit, environment)
+    return limit
+
+
 def _help(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
-    _parser().parse_args([arguments.command, "--help"] if arguments.command else ["--help"])
+    parser(_RUNS, _endings()).parse_args([arguments.command, "--help"] if arguments.command else ["--help"])
     return 0
 
 
@@ -196,10 +245,7 @@ def _configure(level: str, log_format: str, environment: Mapping[str, str]) -> N
 
 def _configure_plain(arguments: argparse.Namespace, environment: Mapping[str, str]) -> None:
     """The log of the commands that have no other settings."""
-    level, variable = arguments.log_level, from_environment("log-level", environment)
-    if level is not None:
-        check_setting("log-level", "--log-level", level)
-    _configure(level or variable or "warning", "text", environment)
+    _configure(value_of("log-level", arguments.log_level, environment), "text", environment)
 
 
 def _print_quietly(line: str, stream: TextIO | None) -> None:
@@ -208,113 +254,18 @@ def _print_quietly(line: str, stream: TextIO | None) -> None:
         print(line, file=stream, flush=True)
 
 
-# -- the parser
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        command = self.prog.partition(" ")[2]
-        hint = f"`tagfs help {command}`" if command else "`tagfs help`"
-        self.exit(USAGE, f"tagfs: {message}; see {hint}\n")
-
-
-_DESCRIPTION = """\
-Container image tag lists as plain text files: compressed and crash-safe in a STORE,
-shown at a MOUNTPOINT as imagerepository/<namespace>/<name>/tags.txt, one tag a line."""
-
-_EXAMPLES = """\
-examples:
-  tagfs mount /var/lib/tags /mnt/tags            serve until unmounted or Ctrl-C
-  tagfs mount --read-only /data /mnt/tags        a window on Flux's own directory
-  grep -rl '^v2' /mnt/tags                       which images have a v2 tag?
-  tagfs status /mnt/tags                         how many, how large, anything wrong?
-  tagfs check --repair /var/lib/tags             after the disk was ill
-  tagfs unmount /mnt/tags"""
-
-_MOUNT_EXAMPLES = """\
-examples:
-  tagfs mount /var/lib/tags /mnt/tags
-  tagfs mount --background --allow-other /var/lib/tags /mnt/tags
-  tagfs mount --read-only --namespace team-a --wait 60 /data /mnt/tags
-  mount -t fuse.tagfs /var/lib/tags /mnt/tags -o ro,allow_other
-  /etc/fstab:  /var/lib/tags  /mnt/tags  fuse.tagfs  ro,allow_other,nofail  0  0
-
--o OPTIONS: ro, rw, and every flag above by its name (allow_other, uid=1000, max-list-size=16, …),
-comma-separated; what mount(8) gives to every file system (nofail, noatime, x-…) is ignored."""
-
-
 def _endings() -> str:
     return "exit codes:\n" + "\n".join(f"  {ending.code:<4} {ending.meaning}" for ending in ENDINGS)
 
 
-def _variables() -> str:
-    lines = [f"  {setting.variable:<38} --{setting.flag}" for setting in SETTINGS]
-    return "environment (a flag wins; a switch is 1, 0, true or false; lists are comma-separated):\n" + "\n".join(lines)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="tagfs",
-        description=_DESCRIPTION,
-        epilog=f"{_EXAMPLES}\n\n{_endings()}\n\nEvery flag of a command is also a variable: `tagfs help mount`.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"tagfs {__version__}")
-    parser.set_defaults(run=lambda arguments, environment: parser.error("name a command"))
-    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
-
-    def command(
-        name: str, run: Callable[[argparse.Namespace, Mapping[str, str]], int], text: str, epilog: str
-    ) -> argparse.ArgumentParser:
-        made = commands.add_parser(
-            name,
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        made.set_defaults(run=run)
-        return made
-
-    mount = command(
-        "mount",
-        _mount,
-        "show the tag lists of a store at a mount point",
-        f"{_MOUNT_EXAMPLES}\n\n{_variables()}\n\n{_endings()}",
-    )
-    mount.add_argument("store", metavar="STORE", help="the directory that holds the lists; made ready if it is empty")
-    mount.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
-    for setting in SETTINGS:
-        if setting.metavar is None:
-            mount.add_argument(
-                f"--{setting.flag}", dest=setting.field, action="store_const", const="1", help=setting.help
-            )
-        else:
-            action = "append" if setting.is_list else "store"
-            mount.add_argument(
-                f"--{setting.flag}", dest=setting.field, action=action, metavar=setting.metavar, help=setting.help
-            )
-    mount.add_argument("-o", dest="options", action="append", default=[], metavar="OPTIONS", help="see below")
-
-    unmount = command(
-        "unmount",
-        _unmount,
-        "end a mount: what is being written is finished first",
-        f"examples:\n  tagfs unmount /mnt/tags\n  tagfs unmount --lazy /mnt/tags\n\n{_endings()}",
-    )
-    unmount.add_argument("mountpoint", metavar="MOUNTPOINT")
-    unmount.add_argument("--lazy", action="store_true", help="also when programs still use it: gone for all others")
-    _add_log_level(unmount)
-
-    help_ = command("help", _help, "show this help, or that of a command", _endings())
-    help_.add_argument("command", metavar="COMMAND", nargs="?", choices=sorted({*commands.choices}))
-    return parser
-
-
-def _add_log_level(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning (default) or error")
+_RUNS: Mapping[str, Run] = {
+    "mount": _mount,
+    "unmount": _unmount,
+    "status": _status,
+    "check": _check,
+    "convert": _convert,
+    "help": _help,
+}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ Precedence: a flag, then `-o`, then the environment variable, then the default.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from tagfs.errors import NameRefused, SettingRefused
 from tagfs.names import check_namespace
@@ -202,7 +203,7 @@ def resolve(
     given |= {flag: (f"--{flag}", text) for flag, text in flags.items()}
     values: dict[str, object] = {}
     for flag, (source, text) in given.items():
-        values[_BY_FLAG[flag].field] = check(flag, source, text)
+        values[_BY_FLAG[flag].field] = _parsed(flag, source, text)
     if values.get("read_only"):
         for flag in _WITHOUT_EFFECT:
             if values.get(_BY_FLAG[flag].field):
@@ -210,16 +211,17 @@ def resolve(
     return MountSettings(store, mountpoint, **values)  # type: ignore[arg-type]
 
 
-def from_environment(flag: str, environment: Mapping[str, str]) -> str | None:
-    """The checked text of one setting's variable, for the commands that have a flag of the same name."""
+def value_of(flag: str, text: str | None, environment: Mapping[str, str]) -> Any:
+    """The value of one setting for a command beside `mount`: its flag's `text`, its variable, or the default."""
     setting = _BY_FLAG[flag]
-    text = environment.get(setting.variable)
     if text is not None:
-        check(flag, setting.variable, text)
-    return text
+        return _parsed(flag, f"--{flag}", text)
+    if setting.variable in environment:
+        return _parsed(flag, setting.variable, environment[setting.variable])
+    return next(field.default for field in fields(MountSettings) if field.name == setting.field)
 
 
-def check(flag: str, source: str, text: str) -> object:
+def _parsed(flag: str, source: str, text: str) -> object:
     """The value of one setting; SettingRefused names its `source`."""
     try:
         return _BY_FLAG[flag].parse(text)

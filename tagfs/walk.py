@@ -1,0 +1,135 @@
+"""Walk: every repository key of a store in whatever state it is, and every variant read and judged.  Blocking.
+
+Owns: going through a store that may be damaged, foreign in parts, or changing meanwhile; what cannot be read of a file.
+Does not know: what is done about what is found.
+Invariant: holds one directory's names and one list in memory at a time; what vanishes meanwhile is passed over.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tagfs.codec import HEADER_SIZE, TRAILER_SIZE, Undecodable
+from tagfs.disk import Disk
+from tagfs.errors import ListTooLarge
+from tagfs.names import BASE, RepositoryKey, is_namespace, is_repository
+from tagfs.variants import Variant
+
+_OVERHEAD = 1024
+"""Bytes, and a 256th of its size: the most that a list of the limit's size may grow by being stored compressed."""
+
+
+class Visitor:
+    """What a walk meets beside keys; each method may be overridden."""
+
+    def directory(self, path: str, descriptor: int) -> None:
+        """A directory of the layout, open."""
+
+    def foreign(self, path: str, directory: int, is_dir: bool) -> None:
+        """An entry of `directory` that is no namespace and no repository."""
+
+    def fault(self, path: str, error: OSError) -> None:
+        """A directory that cannot be read."""
+
+
+def walk(disk: Disk, root: int, visitor: Visitor) -> Iterator[tuple[RepositoryKey, int]]:
+    """(key, descriptor of its directory, open until the next one) of every key in the store, in order."""
+    for namespace, above in _directories(disk, root, BASE, BASE, visitor):
+        path = f"{BASE}/{namespace}"
+        for name, directory in _directories(disk, above, namespace, path, visitor):
+            with _opened(disk, directory, name, f"{path}/{name}", visitor) as inner:
+                if inner is not None:
+                    yield RepositoryKey(namespace, name), inner
+
+
+@contextmanager
+def opened_key(disk: Disk, root: int, key: RepositoryKey) -> Iterator[int]:
+    """The descriptor of a key's directory, reached without following a link; OSError where it cannot be."""
+    descriptors: list[int] = []
+    try:
+        for name in (BASE, key.namespace, key.name):
+            descriptors.append(disk.open_dir(descriptors[-1] if descriptors else root, name))
+        yield descriptors[-1]
+    finally:
+        for descriptor in descriptors:
+            disk.close(descriptor)
+
+
+def _directories(disk: Disk, above: int, name: str, path: str, visitor: Visitor) -> Iterator[tuple[str, int]]:
+    """(name, descriptor of the directory it is in) of the directories with a good name in `above`/`name`."""
+    is_good = is_namespace if path == BASE else is_repository
+    with _opened(disk, above, name, path, visitor) as directory:
+        if directory is None:
+            return
+        try:
+            entries = sorted(disk.names(directory))
+        except OSError as error:
+            visitor.fault(path, error)
+            return
+        for entry, is_dir in entries:
+            if is_dir and is_good(entry):
+                yield entry, directory
+            else:
+                visitor.foreign(f"{path}/{entry}", directory, is_dir)
+
+
+@contextmanager
+def _opened(disk: Disk, above: int, name: str, path: str, visitor: Visitor) -> Iterator[int | None]:
+    try:
+        descriptor = disk.open_dir(above, name)
+    except FileNotFoundError:
+        yield None
+        return
+    except OSError as error:
+        visitor.fault(path, error)
+        yield None
+        return
+    try:
+        visitor.directory(path, descriptor)
+        yield descriptor
+    finally:
+        disk.close(descriptor)
+
+
+def read_variant(disk: Disk, directory: int, variant: Variant, limit: int) -> bytes:
+    """The plain bytes of a variant.
+
+    Raises:
+        Undecodable: the file is not what it promises; no later try will make it better.
+        ListTooLarge: it promises more than `limit` bytes, and may be sound.
+        OSError: it could not be read; the file itself may be sound.
+    """
+    file = disk.open_file(directory, variant.name)
+    try:
+        stored_size = disk.stat_open(file).st_size
+        header = disk.read(file, HEADER_SIZE)
+        trailer = disk.read(file, TRAILER_SIZE, max(0, stored_size - TRAILER_SIZE))
+        promised = variant.codec.plain_size(header, trailer, stored_size)
+        if promised > limit:
+            raise ListTooLarge(f"{variant.name} promises {promised} bytes, --max-list-size allows {limit}")
+        if stored_size > limit + (limit >> 8) + _OVERHEAD:
+            raise Undecodable(f"{stored_size} bytes stored, and it promises only {promised}")
+        plain = variant.codec.decode(disk.read(file, stored_size), limit)
+    finally:
+        disk.close(file)
+    if len(plain) != promised:
+        raise Undecodable(f"it promises {promised} bytes and holds {len(plain)}")
+    return plain
+
+
+def is_still(disk: Disk, directory: int, variant: Variant) -> bool:
+    """Whether the file is the one that was found: Flux takes no lock, so it may write beside a repair."""
+    try:
+        status = disk.stat(directory, variant.name)
+    except FileNotFoundError:
+        return False
+    return identity(Variant(variant.codec, variant.name, status)) == identity(variant)
+
+
+def identity(variant: Variant) -> tuple[str, int, int, int]:
+    """What tells a variant from a later one of the same name."""
+    return variant.name, variant.status.st_ino, variant.status.st_mtime_ns, variant.status.st_size
+
+
+def sentence(error: Exception) -> str:
+    """What an error says to a person, without the number of an OSError."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
