@@ -70,6 +70,11 @@ class Commits:
         while key is not None and (line := self._lines.get(key)) is not None:
             await line.idle.wait()
 
+    async def settled(self) -> None:
+        """Return when every step that waits or runs now has settled; later ones of other keys are not waited for."""
+        for line in list(self._lines.values()):
+            await line.idle.wait()
+
     async def drain(self) -> None:
         """Return when no step of any key waits or runs."""
         while self._lines:

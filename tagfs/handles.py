@@ -187,6 +187,8 @@ class Writer:
         return not self.is_detached and (self.is_changed or self.staged is not None)
 
     def read(self, offset: int, size: int) -> bytes:
+        if self._buffer is not None and not self.is_appending:
+            return self._buffer.read(offset, size)
         return self.content()[offset : offset + size]
 
     def content(self) -> bytes:
