@@ -147,7 +147,7 @@ class Writer:
         self.base = base
         self.appends = appends
         self.truncates = truncates
-        self.pid = pid
+        self._pid = pid
         self.requested_mtime_ns: int | None = None
         self.stage: Stage | None = None
         self.staged: bytes | None = None
@@ -167,6 +167,10 @@ class Writer:
         self._buffer: Buffer | None = None
         if base is None or truncates or appends:
             self._buffer = Buffer(budget, limit)
+
+    def is_of(self, pid: int) -> bool:
+        """Whether the thread `pid` opened it; one in another PID namespace has 0 and is nobody known."""
+        return pid != 0 and pid == self._pid
 
     @property
     def size(self) -> int:

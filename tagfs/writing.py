@@ -75,7 +75,7 @@ class WritableTree(Tree):
             return self._current(key)
         except ListMissing:
             for handle in self._writers.get(key, ()):
-                if handle.node.version is None and handle.writer.pid == pid and not handle.writer.is_detached:
+                if handle.node.version is None and handle.writer.is_of(pid) and not handle.writer.is_detached:
                     return handle.node
             raise
 
@@ -124,7 +124,7 @@ class WritableTree(Tree):
         """The writer whose size a program sees when it asks: its own that has changed, or the creator's."""
         for handle in self._writers.get(node.key, ()):
             writer = handle.writer
-            if handle.node is node and (node.version is None or (writer.pid == pid and writer.was_written)):
+            if handle.node is node and (node.version is None or (writer.is_of(pid) and writer.was_written)):
                 return writer
         return None
 
