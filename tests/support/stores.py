@@ -3,6 +3,7 @@
 import gzip
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from tagfs import sentinel
@@ -39,11 +40,13 @@ def policy_of(format_: int, threshold: int = THRESHOLD, list_limit: int = 1 << 2
     return Policy(codec_of(format_), threshold, list_limit)
 
 
-def open_store(disk: Disk, path: str, format_: int = 3, policy: Policy | None = None) -> DirectoryStore:
+def open_store(
+    disk: Disk, path: str, format_: int = 3, policy: Policy | None = None, wipe_foreign: bool = False
+) -> DirectoryStore:
     """Open as a writer does: made ready, whatever a crash has left; `format_` is that of a new store."""
     root = disk.open_root(path)
     try:
-        format_, _ = sentinel.prepare(disk, root, path, format_)
+        format_, _ = sentinel.prepare(disk, root, path, format_, wipe_foreign)
     except BaseException:
         disk.close(root)
         raise
@@ -82,3 +85,22 @@ def gunzip(file: Path) -> bytes:
 
 def files_of(path: Path, key: RepositoryKey) -> list[str]:
     return sorted(os.listdir(path / key.directory))
+
+
+def plant(disk: Disk, path: str, content: bytes | None = b"", mtime_ns: int | None = None) -> None:
+    """Put a file there, whatever the disk is, and the directories above it; with content None a directory."""
+    *above, name = path.split("/")
+    directory = disk.open_root("/")
+    for part in [*above, name] if content is None else above:
+        with suppress(FileExistsError):
+            disk.make_dir(directory, part)
+        inner = disk.open_dir(directory, part)
+        disk.close(directory)
+        directory = inner
+    if content is not None:
+        file = disk.create(directory, name)
+        disk.write(file, content)
+        if mtime_ns is not None:
+            disk.set_mtime(file, mtime_ns)
+        disk.close(file)
+    disk.close(directory)
