@@ -33,7 +33,7 @@ _NO_FILE = "(no regular file)"
 _BADGER_HEADS = frozenset({"MANIFEST", "MANIFEST-REWRITE", "KEYREGISTRY", "REWRITE-KEYREGISTRY"})
 """At least one of them is in every BadgerDB: a directory of `*.mem` alone may be anybody's."""
 
-_BADGER = re.compile(r"DISCARD|LOCK|[0-9]+\.(?:vlog|sst|mem)", re.ASCII)
+_BADGER = re.compile(rf"{'|'.join(_BADGER_HEADS)}|DISCARD|LOCK|[0-9]+\.(?:vlog|sst|mem)", re.ASCII)
 """Files of BadgerDB v4 (dgraph-io/badger: manifest.go, key_registry.go, discard.go, memtable.go, value.go)."""
 
 
@@ -73,11 +73,10 @@ def examine(disk: Disk, root: int) -> Finding:
     names = {name for name in names if not _is_unfinished_sentinel(name)}
     if not names:
         return Finding(Condition.EMPTY)
-    telling = sorted(names, key=lambda name: (name != BASE, name))
+    badgers = {name for name in names if not entries[name] and _BADGER.fullmatch(name)}
+    telling = sorted(names, key=lambda name: (name != BASE, name in badgers, name))
     shown = ", ".join(telling[:_NAMES_SHOWN]) + (" and others" if len(names) > _NAMES_SHOWN else "")
-    if names & _BADGER_HEADS and all(
-        not entries[name] and (name in _BADGER_HEADS or _BADGER.fullmatch(name)) for name in names
-    ):
+    if names == badgers and names & _BADGER_HEADS:
         return Finding(Condition.BADGER, None, shown)
     return Finding(Condition.FOREIGN, None, shown)
 
