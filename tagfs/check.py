@@ -8,6 +8,7 @@ Invariant: without a repair nothing is written and no lock is kept, so it runs b
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 from tagfs import sentinel, taglist, variants
 from tagfs.codec import CODECS, Codec, Undecodable
@@ -101,15 +102,16 @@ class Check(Visitor):
         if not self._is_held:
             self._check_stages()
         began = time.monotonic()
-        for key, directory in walk(self._disk, self._root, self):
-            try:
-                self._check_entries(key, directory)
-                self._check_list(key, directory)
-            except FileNotFoundError:
-                pass  # It vanished meanwhile.
-            except OSError as error:
-                self.fault(key.directory, error)
-            yield
+        with closing(walk(self._disk, self._root, self)) as keys:
+            for key, directory in keys:
+                try:
+                    self._check_entries(key, directory)
+                    self._check_list(key, directory)
+                except FileNotFoundError:
+                    pass  # It vanished meanwhile.
+                except OSError as error:
+                    self.fault(key.directory, error)
+                yield
         if self._unsettled:
             time.sleep(max(0.0, self._settling_seconds - (time.monotonic() - began)))
             self._look_again()
@@ -127,6 +129,8 @@ class Check(Visitor):
             self.findings.add(Finding("foreign", path, reason, is_problem=False))
 
     def fault(self, path: str, error: OSError) -> None:
+        if path == BASE and isinstance(error, NotADirectoryError):
+            return  # Told by the root.
         self.findings.add(Finding("unreadable", path, sentence(error)))
 
     def _check_root(self) -> None:

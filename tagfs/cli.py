@@ -113,6 +113,8 @@ def _fail(error: Exception) -> int:
 
 
 def _sentence(error: Exception) -> str:
+    if isinstance(error, errors.StoreHeld):
+        return f"{error}; `tagfs unmount` its mount first"
     if isinstance(error, errors.TagfsError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

@@ -147,6 +147,18 @@ def named(name: str) -> Codec:
     return {codec.name: codec for codec in CODECS}[name]
 
 
+def exceeds(codec: Codec, stored: bytes, limit: int) -> bool:
+    """Whether the stored bytes do decode to more than `limit` bytes: what promises that may as well be corrupt."""
+    try:
+        if codec is GZIP:
+            return len(zlib.decompressobj(_GZIP_WRAPPER).decompress(stored, limit + 1)) > limit
+        if codec is ZSTD:
+            return len(zstandard.ZstdDecompressor().stream_reader(stored).read(limit + 1)) > limit
+    except (zlib.error, zstandard.ZstdError):
+        return False
+    return len(stored) > limit
+
+
 def _bounded(stored: bytes, limit: int) -> bytes:
     if len(stored) > limit:
         raise Undecodable(f"{len(stored)} bytes, --max-list-size allows {limit}")

@@ -7,7 +7,7 @@ Invariant: a reader finds every list whole at each step; the format says 3 whene
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 from tagfs import sentinel, variants
@@ -102,14 +102,15 @@ class Convert(Visitor):
             self.conversion.format = self._target
         group: list[_Staged] = []
         try:
-            for key, directory in walk(self._disk, root, self):
-                staged = self._stage(key, directory)
-                if staged is not None:
-                    group.append(staged)
-                if len(group) == GROUP:
-                    self._publish(group)
-                    group = []
-                yield
+            with closing(walk(self._disk, root, self)) as keys:
+                for key, directory in keys:
+                    staged = self._stage(key, directory)
+                    if staged is not None:
+                        group.append(staged)
+                    if len(group) == GROUP:
+                        self._publish(group)
+                        group = []
+                    yield
             self._publish(group)
             group = []
         finally:
@@ -235,11 +236,12 @@ class Convert(Visitor):
     def _require_no_zstd(self) -> None:
         """Raise ListCorrupt while a zstd variant is left: format 2 would not show it."""
         count, first = 0, ""
-        for key, directory in walk(self._disk, self._store.root, self):
-            for variant in variants.find(self._disk, directory, CODECS):
-                if variant.codec is ZSTD:
-                    count += 1
-                    first = first or f"{key.directory}/{variant.name}"
+        with closing(walk(self._disk, self._store.root, self)) as keys:
+            for key, directory in keys:
+                for variant in variants.find(self._disk, directory, CODECS):
+                    if variant.codec is ZSTD:
+                        count += 1
+                        first = first or f"{key.directory}/{variant.name}"
         if count:
             reason = next((reason for path, reason in self.conversion.unreadable if path == first), "still zstd")
             others = f" ({count - 1} more are left)" if count > 1 else ""

@@ -64,8 +64,8 @@ class Quarantine:
             try:
                 with suppress(FileExistsError):
                     self._disk.make_dir(directory, name)
-                inner = self._disk.open_dir(directory, name)
                 self._disk.sync_dir(directory)
+                inner = self._disk.open_dir(directory, name)
             finally:
                 if directory != self._root:
                     self._disk.close(directory)

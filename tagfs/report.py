@@ -129,6 +129,7 @@ def show_survey(survey: Survey, page: Page) -> None:
             ("stored", None if survey.stored_bytes is None else Size(survey.stored_bytes)),
             ("on disk", Size(survey.disk_bytes)),
             ("ratio", survey.ratio),
+            ("ratio on disk", survey.disk_ratio),
             ("problems", survey.problem_count),
         ]
     )
@@ -197,6 +198,7 @@ def survey_json(survey: Survey) -> str:
             "stored_bytes": survey.stored_bytes,
             "disk_bytes": survey.disk_bytes,
             "ratio": survey.ratio,
+            "disk_ratio": survey.disk_ratio,
             "largest": [{"repository": key, "tags": tags, "plain_bytes": size} for key, tags, size in survey.largest],
             "problem_count": survey.problem_count,
             "problems": [{"path": problem.path, "reason": problem.reason} for problem in survey.problems],

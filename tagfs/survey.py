@@ -11,6 +11,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from tagfs import sentinel, taglist, variants
@@ -69,9 +70,13 @@ class Survey:
 
     @property
     def ratio(self) -> float | None:
-        """How many plain bytes one stored byte holds; of a mount, one byte on disk."""
-        stored = self.disk_bytes if self.stored_bytes is None else self.stored_bytes
-        return round(self.plain_bytes / stored, 2) if stored else None
+        """Plain bytes to stored bytes."""
+        return round(self.plain_bytes / self.stored_bytes, 2) if self.stored_bytes else None
+
+    @property
+    def disk_ratio(self) -> float | None:
+        """Plain bytes to bytes on disk, where a file takes whole blocks."""
+        return round(self.plain_bytes / self.disk_bytes, 2) if self.disk_bytes else None
 
     def count(self, key: str, tags: int, size: int, blocks: int) -> None:
         self.repositories += 1
@@ -134,9 +139,10 @@ class StoreSurveyor(Surveyor):
         self.survey.codec = (GZIP if format_ == sentinel.FLUX_FORMAT else ZSTD).name
         faults = _Faults(self.survey)
         began = time.monotonic()
-        for key, directory in walk(self._disk, self._root, faults):
-            self._examine(key, directory)
-            yield
+        with closing(walk(self._disk, self._root, faults)) as keys:
+            for key, directory in keys:
+                self._examine(key, directory)
+                yield
         if self._unsettled:
             time.sleep(max(0.0, self._settling_seconds - (time.monotonic() - began)))
             self._look_again()

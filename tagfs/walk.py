@@ -5,10 +5,10 @@ Does not know: what is done about what is found.
 Invariant: holds one directory's names and one list in memory at a time; what vanishes meanwhile is passed over.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 
-from tagfs.codec import HEADER_SIZE, TRAILER_SIZE, Undecodable
+from tagfs.codec import HEADER_SIZE, TRAILER_SIZE, Undecodable, exceeds
 from tagfs.disk import Disk
 from tagfs.errors import ListTooLarge
 from tagfs.names import BASE, RepositoryKey, is_namespace, is_repository
@@ -31,14 +31,16 @@ class Visitor:
         """A directory that cannot be read."""
 
 
-def walk(disk: Disk, root: int, visitor: Visitor) -> Iterator[tuple[RepositoryKey, int]]:
+def walk(disk: Disk, root: int, visitor: Visitor) -> Generator[tuple[RepositoryKey, int], None, None]:
     """(key, descriptor of its directory, open until the next one) of every key in the store, in order."""
-    for namespace, above in _directories(disk, root, BASE, BASE, visitor):
-        path = f"{BASE}/{namespace}"
-        for name, directory in _directories(disk, above, namespace, path, visitor):
-            with _opened(disk, directory, name, f"{path}/{name}", visitor) as inner:
-                if inner is not None:
-                    yield RepositoryKey(namespace, name), inner
+    with _opened(disk, root, BASE, BASE, visitor) as base:
+        for namespace in _good_names(disk, base, BASE, visitor, is_namespace):
+            path = f"{BASE}/{namespace}"
+            with _opened(disk, base, namespace, path, visitor) as above:
+                for name in _good_names(disk, above, path, visitor, is_repository):
+                    with _opened(disk, above, name, f"{path}/{name}", visitor) as directory:
+                        if directory is not None:
+                            yield RepositoryKey(namespace, name), directory
 
 
 @contextmanager
@@ -54,26 +56,31 @@ def opened_key(disk: Disk, root: int, key: RepositoryKey) -> Iterator[int]:
             disk.close(descriptor)
 
 
-def _directories(disk: Disk, above: int, name: str, path: str, visitor: Visitor) -> Iterator[tuple[str, int]]:
-    """(name, descriptor of the directory it is in) of the directories with a good name in `above`/`name`."""
-    is_good = is_namespace if path == BASE else is_repository
-    with _opened(disk, above, name, path, visitor) as directory:
-        if directory is None:
-            return
-        try:
-            entries = sorted(disk.names(directory))
-        except OSError as error:
-            visitor.fault(path, error)
-            return
-        for entry, is_dir in entries:
-            if is_dir and is_good(entry):
-                yield entry, directory
-            else:
-                visitor.foreign(f"{path}/{entry}", directory, is_dir)
+def _good_names(
+    disk: Disk, directory: int | None, path: str, visitor: Visitor, is_good: Callable[[str], bool]
+) -> list[str]:
+    """The directories in `directory` that have a place in the layout; the visitor is told of all else."""
+    if directory is None:
+        return []
+    try:
+        entries = sorted(disk.names(directory))
+    except OSError as error:
+        visitor.fault(path, error)
+        return []
+    good = []
+    for name, is_dir in entries:
+        if is_dir and is_good(name):
+            good.append(name)
+        else:
+            visitor.foreign(f"{path}/{name}", directory, is_dir)
+    return good
 
 
 @contextmanager
-def _opened(disk: Disk, above: int, name: str, path: str, visitor: Visitor) -> Iterator[int | None]:
+def _opened(disk: Disk, above: int | None, name: str, path: str, visitor: Visitor) -> Iterator[int | None]:
+    if above is None:
+        yield None
+        return
     try:
         descriptor = disk.open_dir(above, name)
     except FileNotFoundError:
@@ -105,9 +112,11 @@ def read_variant(disk: Disk, directory: int, variant: Variant, limit: int) -> by
         trailer = disk.read(file, TRAILER_SIZE, max(0, stored_size - TRAILER_SIZE))
         promised = variant.codec.plain_size(header, trailer, stored_size)
         if promised > limit:
-            raise ListTooLarge(f"{variant.name} promises {promised} bytes, --max-list-size allows {limit}")
+            if stored_size > limit or exceeds(variant.codec, disk.read(file, stored_size), limit):
+                raise ListTooLarge(f"{promised} bytes, --max-list-size allows {limit}")
+            raise Undecodable(f"it promises {promised} bytes and does not hold them")
         if stored_size > limit + (limit >> 8) + _OVERHEAD:
-            raise Undecodable(f"{stored_size} bytes stored, and it promises only {promised}")
+            raise Undecodable(f"{stored_size} bytes are stored, and it promises only {promised}")
         plain = variant.codec.decode(disk.read(file, stored_size), limit)
     finally:
         disk.close(file)
