@@ -116,7 +116,7 @@ def require_usable(path: str, store: str) -> None:
 def clear_dead(path: str) -> bool:
     """Unmount what a killed daemon left at `path`; -> whether there was something."""
     try:
-        os.stat(path)
+        os.statvfs(path)  # not stat: the kernel may still have the attributes, and answers for the dead daemon
     except OSError as error:
         if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
             return False
