@@ -74,6 +74,11 @@ class Buffer:
         self._budget.change(size - len(self._bytes))
         del self._bytes[size:]
 
+    def cut_head(self, size: int) -> None:
+        """Cut `size` bytes off the start."""
+        del self._bytes[:size]
+        self._budget.change(-size)
+
     def release(self) -> None:
         """Let the bytes go, and give the budget back."""
         self._budget.change(-len(self._bytes))
@@ -132,8 +137,20 @@ class Scratch:
         self.is_changed = True
 
 
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """What a flush found valid and nobody has committed yet.
+
+    `stage` is the same written beside (for an appender: with the list before it), None where it was the list already.
+    """
+
+    plain: bytes
+    stage: Stage | None = None
+    appends: bool = False
+
+
 class Writer:
-    """What one handle has written to a list.
+    """What one handle has written to a list.  It has one commit under way at a time.
 
     Args:
         base: the version that it was opened on, None for a list that is not there yet.
@@ -149,22 +166,25 @@ class Writer:
         self.truncates = truncates
         self._pid = pid
         self.requested_mtime_ns: int | None = None
-        self.stage: Stage | None = None
-        self.staged: bytes | None = None
-        """What the last flush found valid and was not committed yet; `stage` is the same beside, unless it was the
-        list already."""
+        self.staged: Staged | None = None
         self.is_detached = False
         """The list was deleted since: closing commits nothing."""
         self.is_changed = base is None
         """Differs from what was staged last; a new list does without a byte written: it is an empty one."""
         self.was_written = False
         """At least one write or truncation, as opposed to O_TRUNC alone."""
+        self.is_closed = False
         self._poison: TagListInvalid | None = None
         self._screen = taglist.Screen()
         self._budget = budget
         self._limit = limit
         # INVARIANT: None until the content differs from that of `base`; for an appender only what it appended.
         self._buffer: Buffer | None = None
+        # INVARIANT: of an appender's buffer, the bytes from its start whose commit is under way.
+        self._under_way = 0
+        self._own_base: Snapshot | None = None
+        self._is_cut = False
+        """An appender that was truncated has the whole list, and still writes at its end."""
         if base is None or truncates or appends:
             self._buffer = Buffer(budget, limit)
 
@@ -183,7 +203,7 @@ class Writer:
     @property
     def is_appending(self) -> bool:
         """Its bytes go behind whatever is the list when they are committed."""
-        return self.appends and not self.truncates
+        return self.appends and not self.truncates and not self._is_cut
 
     @property
     def is_pending(self) -> bool:
@@ -238,6 +258,7 @@ class Writer:
                 self._buffer.truncate(0)
             else:
                 self._buffer = Buffer(self._budget, self._limit)
+            self._under_way = 0
             self._screen.resume(b"")
             self._change()
             return
@@ -246,12 +267,16 @@ class Writer:
             raise TagListInvalid(None, f"cannot grow from {self.size} to {size} bytes: NULs are no tags")
         if size == self.size:
             return
-        content = self.content()[:size]
-        if self._buffer is not None:
-            self._buffer.release()
-        self.appends = False
-        self._buffer = Buffer(self._budget, self._limit, content)
-        self._screen.resume(content)
+        if self._buffer is None or self.is_appending:
+            cut = Buffer(self._budget, self._limit, self.content()[:size])
+            if self._buffer is not None:
+                self._buffer.release()
+            self._buffer = cut
+            self._is_cut = True
+            self._under_way = 0
+        else:
+            self._buffer.truncate(size)
+        self._screen.resume(self._buffer.content())
         self._change()
 
     def take(self) -> bytes | None:
@@ -268,21 +293,43 @@ class Writer:
         if not self.is_changed:
             return None
         assert self._buffer is not None
-        plain = self._buffer.content()
+        plain = self._buffer.content()[self._under_way :]
         taglist.validate(plain)
         self.is_changed = False
         return plain
 
-    def committed(self) -> None:
-        """What was staged is the list now: an appender starts anew behind it."""
-        self.stage = None
-        self.staged = None
-        if self.is_appending and self._buffer is not None and not self.is_changed:
-            self._buffer.truncate(0)
+    def begin(self) -> Staged | None:
+        """Begin to commit what was staged last; ends with `committed` or `failed`."""
+        staged, self.staged = self.staged, None
+        if staged is not None and staged.appends and self.is_appending:
+            self._under_way = len(staged.plain)
+        return staged
+
+    def committed(self, base: Snapshot | None = None) -> None:
+        """What was begun is in the list now: an appender goes on behind `base`, which this writer closes."""
+        if self._under_way and self._buffer is not None:
+            self._buffer.cut_head(self._under_way)
+        self._under_way = 0
+        if base is not None:
+            self._close_base()
+            self.base = self._own_base = base
+
+    def failed(self) -> None:
+        """What was begun is not in the list: the next flush takes it again."""
+        self._under_way = 0
+        self.is_changed = True
 
     def close(self) -> None:
+        self.is_closed = True
+        self._close_base()
         if self._buffer is not None:
             self._buffer.release()
+            self._buffer = None
+
+    def _close_base(self) -> None:
+        if self._own_base is not None:
+            self._own_base.close()
+            self._own_base = None
 
     def _change(self) -> None:
         self.is_changed = True
@@ -311,8 +358,11 @@ class ReadHandle:
 
 @dataclass(slots=True)
 class WriteHandle:
+    """A writer; `is_pinned`: its base is the snapshot of `node` that the tree shares."""
+
     node: ListNode
     writer: Writer
+    is_pinned: bool
 
 
 @dataclass(slots=True)

@@ -2,8 +2,8 @@
 
 Owns: the kernel's node ids; which node is the current version of a list.
 Does not know: the store, handles.
-Invariant: a node id is never used twice, and a list's node never changes its version once that is committed, so that
-whatever the kernel caches for a node stays true.
+Invariant: a node id is never used twice, and a list's node does not change its version while it is open, nor ever
+where the kernel keeps anything of it, so that whatever the kernel has of a node stays true.
 """
 
 import itertools
@@ -119,10 +119,11 @@ class Inodes:
         """The node of a list that is not committed yet, known to its creator alone."""
         return self._add(ListNode(next(self._ids), key, None))
 
-    def commit_draft(self, node: ListNode, version: Version) -> None:
-        """Let a draft's node be the current version of its list."""
+    def promote(self, node: ListNode, version: Version) -> None:
+        """Let a draft, or a node whose version nobody has open, stand for the current version of its list."""
         node.version = version
-        if node.id in self._nodes:
+        if node.id in self._nodes and self._current.get(node.key) is not node:
+            self.supersede(node.key)
             self._current[node.key] = node
 
     def supersede(self, key: RepositoryKey) -> None:

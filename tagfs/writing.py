@@ -15,6 +15,7 @@ from collections.abc import Callable
 from tagfs import taglist
 from tagfs.errors import (
     AlreadyExists,
+    CommitUncertain,
     DirectoryNotEmpty,
     EmptyingRefused,
     HandlePoisoned,
@@ -27,10 +28,10 @@ from tagfs.errors import (
     TagListInvalid,
     VersionGone,
 )
-from tagfs.handles import Budget, Buffer, ReadHandle, Scratch, ScratchHandle, Step, WriteHandle, Writer
+from tagfs.handles import Budget, Buffer, ReadHandle, Scratch, ScratchHandle, Staged, Step, WriteHandle, Writer
 from tagfs.inodes import DirectoryNode, ListNode, Node, ScratchNode
 from tagfs.names import BASE, LIST, RepositoryKey
-from tagfs.store import Stage, Store, Version
+from tagfs.store import Snapshot, Stage, Store, Version
 from tagfs.tree import LIST_NAME, Attributes, Tree, View, check_path
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ class WritableTree(Tree):
         # INVARIANT: every scratch file that has a name or is open, by the id of its node.
         self._scratch_by_node: dict[int, Scratch] = {}
         self._writers: dict[RepositoryKey, list[WriteHandle]] = {}
+        # INVARIANT: the keys whose list may not survive a power cut, so that writing the same again changes something.
+        self._uncertain: set[RepositoryKey] = set()
 
     # -- what is shown besides the committed lists
 
@@ -149,8 +152,8 @@ class WritableTree(Tree):
 
     def remove_directory(self, parent: int, name: bytes) -> None:
         path = (*self._directory(parent).path, name.decode("utf-8", "surrogateescape"))
-        if len(path) < 2:
-            raise NotPermitted(f"{path[0]} is always there")
+        if len(path) not in (2, 3):
+            raise NotPermitted(f"{'/'.join(path)} is no directory that can be removed")
         self._require_shown(path)
         if len(path) == 2:
             self.store.remove_namespace(path[1])
@@ -219,9 +222,28 @@ class WritableTree(Tree):
     def _open_writer(self, node: ListNode, flags: int, pid: int) -> int:
         base = self._pin(node) if node.version is not None else None
         appends, truncates = bool(flags & os.O_APPEND), bool(flags & os.O_TRUNC)
-        handle = WriteHandle(node, Writer(self._budget, self._limit, base, appends, truncates, pid))
+        if base is not None and not appends and not truncates:
+            self._require_base(node, base)
+        writer = Writer(self._budget, self._limit, base, appends, truncates, pid)
+        handle = WriteHandle(node, writer, is_pinned=base is not None)
         self._writers.setdefault(node.key, []).append(handle)
         return self._open(handle)
+
+    def _require_base(self, node: ListNode, base: Snapshot) -> None:
+        """Let nobody change some lines of a version that only its readers still have, and so lose the current one."""
+        try:
+            is_current = self.store.examine(node.key).identity == base.version.identity
+        except (TagfsError, OSError):
+            self._unpin(node)
+            raise
+        if not is_current:
+            self._unpin(node)
+            raise VersionGone(f"{node.key} was replaced, and readers still have the old version open")
+
+    def _meet_other(self, node: ListNode, snapshot: Snapshot) -> None:
+        """The kernel keeps nothing of a node here, and repeats an open just once: the next replacement must not be
+        an error to the program."""
+        self.inodes.promote(node, snapshot.version)
 
     def _new_scratch(self, key: RepositoryKey, name: bytes, buffer: Buffer) -> Scratch:
         scratch = Scratch(self.inodes.scratch(key, name), buffer, time.time_ns())
@@ -270,6 +292,7 @@ class WritableTree(Tree):
         """
         opened = self._handles[handle]
         if isinstance(opened, ScratchHandle):
+            self._overtaken(opened.scratch)
             return None
         if not isinstance(opened, WriteHandle) or opened.writer.is_detached:
             return None
@@ -282,13 +305,16 @@ class WritableTree(Tree):
         if plain is None:
             return None
 
+        # A new list that saw no write must not empty one that another writer has committed meanwhile.
+        appends = writer.is_appending or not writer.was_written
+
         def run() -> Stage | None:
-            whole = _appended(self.store, key, plain) if writer.is_appending else plain
+            whole = _appended(self.store, key, plain) if appends else plain
             return None if self.store.is_stored_as(key, whole) else self.store.stage(key, whole)
 
         def settle(stage: Stage | None) -> None:
             self._drop_stage(writer)
-            writer.stage, writer.staged = stage, plain
+            writer.staged = Staged(plain, stage, appends)
 
         def fail(error: BaseException) -> None:
             self._drop_stage(writer)
@@ -303,13 +329,33 @@ class WritableTree(Tree):
             return self._commit_overtaken(opened.scratch)
         if not isinstance(opened, WriteHandle):
             return None
-        writer = opened.writer
-        if writer.is_detached or writer.staged is None:
+        key, writer = opened.node.key, opened.writer
+        if writer.is_detached or (staged := writer.begin()) is None:
             return None
-        staged, stage, mtime_ns = writer.staged, writer.stage, writer.requested_mtime_ns
-        writer.committed()
-        appends = writer.is_appending
-        return self._publication(opened.node.key, staged, stage, mtime_ns, appends, opened.node)
+        step = self._publication(key, staged, writer.requested_mtime_ns, opened.node, lambda: not writer.is_detached)
+
+        def settle(result: tuple[Version, bool] | None) -> None:
+            if result is not None:
+                step.settle(result)
+                writer.committed(self._reopened(key, writer))
+
+        def fail(error: BaseException) -> None:
+            step.fail(error)
+            if isinstance(error, CommitUncertain) and writer.is_appending:
+                writer.committed(self._reopened(key, writer))  # once more would be twice
+            else:
+                writer.failed()
+
+        return Step(key, step.run, settle, fail, step.size)
+
+    def _reopened(self, key: RepositoryKey, writer: Writer) -> Snapshot | None:
+        """The list that an appender goes on behind; None where it does not, or cannot be opened now."""
+        if not writer.is_appending or writer.is_closed:
+            return None
+        try:
+            return self.store.open(key)
+        except (TagfsError, OSError):
+            return None
 
     def release(self, handle: int) -> None:
         """Let go of a handle; what it would still commit was taken by `flush` and `commit` before."""
@@ -326,7 +372,7 @@ class WritableTree(Tree):
             writers.remove(opened)
             if not writers:
                 del self._writers[opened.node.key]
-            if opened.writer.base is not None:
+            if opened.is_pinned:
                 self._unpin(opened.node)
 
     def _tell_refusal(self, opened: WriteHandle) -> None:
@@ -343,51 +389,61 @@ class WritableTree(Tree):
     def _publication(
         self,
         key: RepositoryKey,
-        plain: bytes,
-        stage: Stage | None,
-        mtime_ns: int | None,
-        appends: bool = False,
+        staged: Staged,
+        mtime_ns: int | None = None,
         node: ListNode | None = None,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> Step:
-        """The step that makes `plain` (for an appender: the current list and it) the list of `key`."""
+        """The step that makes what is staged (for an appender: the current list and it) the list of `key`.
 
-        def run() -> tuple[Version, bool]:
-            whole = _appended(self.store, key, plain) if appends else plain
-            if self.store.is_stored_as(key, whole):
-                if stage is not None:
-                    self.store.discard(stage)
+        Its result is the version and whether that is new; None where it was no longer wanted in its turn.
+        """
+        plain, stage = staged.plain, staged.stage
+
+        def run() -> tuple[Version, bool] | None:
+            if not is_wanted():
+                self._discard(stage)
+                return None
+            whole = _appended(self.store, key, plain) if staged.appends else plain
+            if key not in self._uncertain and self.store.is_stored_as(key, whole):
+                self._discard(stage)
                 if mtime_ns is not None:
                     self.store.set_mtime(key, mtime_ns)
                 return self.store.examine(key), False
             ready = stage
-            if ready is None or ready.size != len(whole) or appends:
-                if ready is not None:
-                    self.store.discard(ready)
+            if ready is None or staged.appends:
+                self._discard(ready)
                 ready = self.store.stage(key, whole)
-            version = self.store.publish(ready, mtime_ns)
-            self.store.drop_hidden(key)
-            return version, True
+            return self.store.publish(ready, mtime_ns), True
 
-        def settle(result: tuple[Version, bool]) -> None:
+        def settle(result: tuple[Version, bool] | None) -> None:
+            if result is None:
+                return
             version, is_new = result
             if is_new:
+                self._uncertain.discard(key)
                 for scratch in self._scratch.get(key, {}).values():
                     scratch.hides = False
                 self.inodes.supersede(key)
             if node is not None and node.version is None:
-                self.inodes.commit_draft(node, version)
+                self.inodes.promote(node, version)
 
         def fail(error: BaseException) -> None:
+            if isinstance(error, CommitUncertain):
+                self._uncertain.add(key)
             self.inodes.supersede(key)
-            if stage is not None:
-                self.store.discard(stage)
+            self._discard(stage)
 
         return Step(key, run, settle, fail, len(plain))
 
+    def _discard(self, stage: Stage | None) -> None:
+        if stage is not None:
+            self.store.discard(stage)
+
     def _drop_stage(self, writer: Writer) -> None:
-        if writer.stage is not None:
-            self.store.discard(writer.stage)
-        writer.stage = writer.staged = None
+        if writer.staged is not None:
+            self._discard(writer.staged.stage)
+            writer.staged = None
 
     # -- replacing and removing
 
@@ -408,6 +464,8 @@ class WritableTree(Tree):
         self._refuse_compressed(key, new_name)
         if flags & RENAME_NOREPLACE and self._is_there(key, new_name):
             raise AlreadyExists(f"{new_name!r} is in {key.directory}")
+        if name == new_name:
+            return None
         if name == LIST_NAME:
             return self._rename_away(key, new_name)
         scratch = self._scratch.get(key, {}).get(name)
@@ -425,21 +483,26 @@ class WritableTree(Tree):
         """The list to a scratch name: out of sight, its variant kept until a successor is committed."""
         version = self._current(key).version
         assert version is not None
+        # Here, where there not being room for it is still an answer.
+        buffer = Buffer(self._budget, self._limit, bytes(version.size))
 
         def run() -> bytes:
             content = self.store.read(key)
+            if len(content) != version.size:
+                raise VersionGone(f"{key} was replaced")
             self.store.hide(key)
             return content
 
         def settle(content: bytes) -> None:
+            buffer.write(0, content)
             if new_name in self._scratch.get(key, {}):
                 self._forget_scratch(key, new_name)
-            scratch = self._new_scratch(key, new_name, Buffer(self._budget, self._limit, content))
+            scratch = self._new_scratch(key, new_name, buffer)
             scratch.hides = True
             scratch.mtime_ns = scratch.requested_mtime_ns = version.mtime_ns
             self.inodes.supersede(key)
 
-        return Step(key, run, settle, size=version.size)
+        return Step(key, run, settle, lambda _: buffer.release(), version.size)
 
     def _rename_over(self, key: RepositoryKey, scratch: Scratch) -> Step:
         """A scratch file over the list: commits what has been written to it, released or not."""
@@ -449,28 +512,45 @@ class WritableTree(Tree):
         except TagListInvalid as error:
             log.warning("%s/%s: rename to %s refused: %s", key.directory, _shown(scratch.node.name), LIST, error)
             raise
-        scratch.is_changed = False
-        step = self._publication(key, plain, None, scratch.requested_mtime_ns)
+        step = self._publication(key, Staged(plain), scratch.requested_mtime_ns)
+        # From here on what is written to it is meant for the list.
+        scratch.is_changed, scratch.list_key = False, key
 
         def settle(result: tuple[Version, bool]) -> None:
             step.settle(result)
-            scratch.list_key = key
             self._forget_scratch(key, scratch.node.name)
 
-        return Step(key, step.run, settle, step.fail, step.size)
+        def fail(error: BaseException) -> None:
+            step.fail(error)
+            scratch.list_key = None
 
-    def _commit_overtaken(self, scratch: Scratch) -> Step | None:
-        """What was written to a scratch file after it was renamed over the list."""
+        return Step(key, step.run, settle, fail, step.size)
+
+    def _overtaken(self, scratch: Scratch) -> bytes | None:
+        """What was written to a scratch file since it was renamed over the list; TagListInvalid."""
         if scratch.list_key is None or not scratch.is_changed:
             return None
-        scratch.is_changed = False
         plain = scratch.buffer.content()
         try:
             taglist.validate(plain)
         except TagListInvalid as error:
             log.warning("%s: what was written after its rename is refused: %s", scratch.list_key.path, error)
+            raise
+        return plain
+
+    def _commit_overtaken(self, scratch: Scratch) -> Step | None:
+        try:
+            plain = self._overtaken(scratch)
+        except TagListInvalid:
             return None
-        return self._publication(scratch.list_key, plain, None, scratch.requested_mtime_ns)
+        if plain is None:
+            return None
+        assert scratch.list_key is not None
+        scratch.is_changed = False
+        # A rename that failed meanwhile has left the list to others.
+        return self._publication(
+            scratch.list_key, Staged(plain), scratch.requested_mtime_ns, is_wanted=lambda: scratch.list_key is not None
+        )
 
     def unlink(self, parent: int, name: bytes) -> Step | None:
         path = self._directory(parent).path
@@ -488,7 +568,12 @@ class WritableTree(Tree):
                 raise
             return None
 
+        opened = list(self._writers.get(key, ()))
+
         def settle(_: None) -> None:
+            # Also those that were closed meanwhile and whose commit waits behind this step.
+            for handle in opened:
+                handle.writer.is_detached = True
             self._detach_writers(key)
             self.inodes.supersede(key)
 
@@ -553,7 +638,7 @@ class WritableTree(Tree):
         if size > len(plain):
             raise TagListInvalid(None, f"cannot grow from {len(plain)} to {size} bytes: NULs are no tags")
         taglist.validate(plain[:size])
-        return self._publication(node.key, plain[:size], None, None)
+        return self._publication(node.key, Staged(plain[:size]))
 
     def set_mtime(self, id_: int, mtime_ns: int) -> Step | None:
         """Set the time of a file; of a list that is being written, at its commit."""
