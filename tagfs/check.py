@@ -32,7 +32,7 @@ from tagfs.names import (
 )
 from tagfs.survey import SETTLING_SECONDS
 from tagfs.variants import Variant
-from tagfs.walk import Visitor, identity, opened_key, read_variant, sentence, walk
+from tagfs.walk import Visitor, opened_key, read_variant, sentence, walk
 
 LINES_SHOWN = 5
 """How many bad lines of one list are told."""
@@ -247,8 +247,8 @@ class Check(Visitor):
                     after = variants.find(self._disk, directory, self._codecs)
             except OSError:
                 continue
-            there = {identity(variant) for variant in after}
-            if all(identity(variant) in there for variant in before):
+            there = {variant.identity for variant in after}
+            if all(variant.identity in there for variant in before):
                 for stale in before[1:]:
                     self.findings.add(_stale(key, stale, before[0]))
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from tagfs import sentinel, variants
+from tagfs import sentinel, taglist, variants
 from tagfs.codec import CODECS, GZIP, PLAIN, ZSTD, Codec
 from tagfs.disk import Disk
 from tagfs.errors import (
@@ -305,6 +305,31 @@ class DirectoryStore(Store):
     def drop_hidden(self, key: RepositoryKey) -> None:
         with suppress(RepositoryMissing), self.opened(key.namespace, key.name) as directory:
             self._remove_stale(directory, self._hidden(directory))
+
+    def drop_stale(self, key: RepositoryKey) -> bool:
+        """Delete the variants that a killed writer had replaced and not deleted; -> whether there were any.
+
+        They stay where the winner cannot be told to be whole: a plain list has no checksum, and another program may
+        have renamed it into place before its bytes were durable.
+        """
+        with suppress(RepositoryMissing, ListMissing, ListCorrupt), self.opened(key.namespace, key.name) as directory:
+            found = self._variants(directory)
+            if len(found) < 2:
+                return False
+            plain = self.read(key)
+            if not plain or next(taglist.faults(plain), None) is not None:
+                return False
+            self._require_current()
+            winner = self.disk.open_file(directory, found[0].name)
+            try:
+                self.disk.sync(winner)
+            finally:
+                self.disk.close(winner)
+            self.disk.sync_dir(directory)
+            if [variant.identity for variant in self._variants(directory)] == [variant.identity for variant in found]:
+                self._remove_stale(directory, [variant.name for variant in found[1:]])
+                return True
+        return False
 
     def space(self) -> os.statvfs_result:
         return self.disk.space(self.root)

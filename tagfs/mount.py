@@ -13,6 +13,7 @@ import resource
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pyfuse3
 import trio
@@ -23,6 +24,7 @@ from tagfs.commits import Commits
 from tagfs.directory import DirectoryStore, Policy
 from tagfs.disk import DIRECTORY_MODE, Disk
 from tagfs.errors import MountRefused, StoreHeld, StoreRefused, StoreWaiting, TagfsError
+from tagfs.handles import Step
 from tagfs.holder import holder_of
 from tagfs.names import BASE
 from tagfs.notifier import Notifier
@@ -308,7 +310,7 @@ class _Mount:
         raise AssertionError("events end never")
 
     async def _tidy(self, store: DirectoryStore, tree: WritableTree, stages: list[str]) -> None:
-        """Remove what an earlier writer left, and put back what it had hidden."""
+        """Remove what an earlier writer left, stale lists too, and put back what it had hidden."""
         try:
             removed = await trio.to_thread.run_sync(tidy.remove_stages, store, stages)
             if removed:
@@ -318,6 +320,7 @@ class _Mount:
                 for key in await trio.to_thread.run_sync(tidy.look, store, batch):
                     await self._commits.quiet(key)
                     await self._commits.run(tree.recovery(key))
+                    await self._commits.run(Step(key, partial(store.drop_stale, key), lambda _: None))
                 await trio.sleep(TIDY_PAUSE)
         except (TagfsError, OSError) as error:
             log.error("%s: tidying ended early: %s", self._settings.store, error)

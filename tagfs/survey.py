@@ -23,7 +23,7 @@ from tagfs.holder import open_store
 from tagfs.mountpoint import FSTYPE, Mounted, holding
 from tagfs.names import BASE, LIST, RepositoryKey
 from tagfs.variants import Variant
-from tagfs.walk import Visitor, identity, opened_key, read_variant, sentence, walk
+from tagfs.walk import Visitor, opened_key, read_variant, sentence, walk
 
 LARGEST_SHOWN = 10
 PROBLEMS_SHOWN = 1000
@@ -176,7 +176,7 @@ class StoreSurveyor(Surveyor):
                     after = variants.find(self._disk, directory, self._codecs)
             except OSError:
                 continue
-            if [*map(identity, after)] == [*map(identity, before)]:
+            if [variant.identity for variant in after] == [variant.identity for variant in before]:
                 names = ", ".join(variant.name for variant in before[1:])
                 self.survey.add_problem(key.directory, f"{before[0].name} wins, and the stale {names} is still there")
 

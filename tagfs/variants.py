@@ -32,6 +32,11 @@ class Variant:
         """The variant of the highest rank wins: the newer one, on a tie the compressed one."""
         return self.status.st_mtime_ns, CODECS.index(self.codec)
 
+    @property
+    def identity(self) -> tuple[str, int, int, int]:
+        """What tells it from a later one of the same name."""
+        return self.name, self.status.st_ino, self.status.st_mtime_ns, self.status.st_size
+
 
 def find(disk: Disk, directory: int, codecs: tuple[Codec, ...], prefix: str = "") -> list[Variant]:
     """The variants in the directory of a key, the winner first; with HIDDEN_PREFIX, the hidden ones."""

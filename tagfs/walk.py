@@ -131,12 +131,7 @@ def is_still(disk: Disk, directory: int, variant: Variant) -> bool:
         status = disk.stat(directory, variant.name)
     except FileNotFoundError:
         return False
-    return identity(Variant(variant.codec, variant.name, status)) == identity(variant)
-
-
-def identity(variant: Variant) -> tuple[str, int, int, int]:
-    """What tells a variant from a later one of the same name."""
-    return variant.name, variant.status.st_ino, variant.status.st_mtime_ns, variant.status.st_size
+    return Variant(variant.codec, variant.name, status).identity == variant.identity
 
 
 def sentence(error: Exception) -> str:
