@@ -616,3 +616,15 @@ def test_a_repair_that_fails_or_is_cut_short_is_finished_by_the_next(at: int, wr
     else:
         assert inner.open_descriptors == 0
         assert _readable(inner) == [LARGE, SMALL]
+
+
+def test_what_a_repair_has_mended_outlives_a_power_loss() -> None:
+    inner = SimulatedDisk()
+    _litter(inner)
+    mended = checked(Path("/"), repair=True, disk=inner)
+    assert mended.remaining == 0
+    for label, survivor in inner.survivors():
+        again = checked(Path("/"), disk=survivor)
+        # A mode is not what `survivors` takes back.
+        assert [finding for finding in again.kept if finding.is_problem] == [], label
+        assert [finding.kind for finding in again.kept] == ["mode", "quarantine"], label
