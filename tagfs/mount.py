@@ -90,6 +90,7 @@ class _Mount:
     async def run(self, failure: list[BaseException]) -> None:
         """Mount and serve until unmounted; an error that ends the mount is appended to `failure`."""
         settings = self._settings
+        waiting: str | None = None
         try:
             opened: _Opened | None = self._open()
         except (StoreWaiting, StoreHeld) as error:
@@ -97,8 +98,7 @@ class _Mount:
                 failure.append(error)
                 return
             log.warning("%s", error)
-            self._announce(f"{settings.mountpoint} is mounted and waits for its store: {error}")
-            opened = None
+            opened, waiting = None, str(error)
         except TagfsError as error:
             failure.append(error)
             return
@@ -112,6 +112,9 @@ class _Mount:
             except MountRefused as error:
                 failure.append(error)
                 return
+            if waiting is not None:
+                self._operations.waiting = waiting
+                self._announce(f"{settings.mountpoint} is mounted and waits for its store: {waiting}")
             nursery.start_soon(self._end_on_signal)
             nursery.start_soon(self._follow, opened, failure, nursery)
             _give_back_memory()
