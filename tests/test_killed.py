@@ -6,6 +6,7 @@ kernel that follows; one kind of commit is killed at a sample of all its calls, 
 """
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tagfs.names import STAGE_DIRECTORY
+from tagfs.names import STAGE_DIRECTORY, VERSION_SENTINEL, WIPE_SENTINEL
 from tests.conftest import MakeDaemon
 from tests.support.daemon import Daemon, eventually
 from tests.support.tracing import Call, calls, require_strace, threads, traced
@@ -259,3 +260,87 @@ def test_a_commit_killed_at_any_call_leaves_the_old_list_or_the_new_one(
     with capsys.disabled():
         print(f"\n  {operation.name}: killed at {len(killed)} of {len(points)} calls")
     assert len(killed) >= 0.9 * len(points), f"not reached: {[str(call) for call in points if call not in killed]}"
+
+
+# -- a wipe
+
+BADGER = dict.fromkeys(("KEYREGISTRY", "MANIFEST", "000001.vlog", "000001.sst", "DISCARD"), b"badger")
+FOREIGN = {"holiday.jpg": b"jpeg", "imagerepository/team/app/tags.txt": b"v0\n", "deep/er/and/deeper": b"!"}
+KEPT = {"lost+found/#12": b"found"}
+
+
+def fill(store: Path, content: dict[str, bytes]) -> None:
+    for name, data in content.items():
+        (store / name).parent.mkdir(parents=True, exist_ok=True)
+        (store / name).write_bytes(data)
+
+
+def killed_from_start(daemon: Daemon, log: Path, injection: str) -> bool:
+    """Start a daemon that is killed at a call; whether it came to that before it showed its store."""
+    name = injection.partition(":")[0]
+    daemon.wrapper = ("strace", "-f", "-qq", "-o", str(log), f"--trace={name}", f"--inject={injection}")
+    daemon.ready_lines.clear()
+    daemon.start(wait=False)
+    assert daemon.process is not None
+    process = daemon.process
+    eventually(lambda: process.poll() is not None or any(" shows " in line for line in daemon.ready_lines))
+    if process.poll() is None:
+        daemon.await_line(" shows ")
+        daemon.stop()
+    daemon.wait()
+    daemon.wrapper = ()
+    return process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("content", "flags"), [(BADGER, ()), (FOREIGN, ("--wipe-foreign",))], ids=["BadgerDB", "foreign"]
+)
+def test_a_wipe_killed_at_any_call_and_once_more_is_finished_by_the_next_mount(
+    content: dict[str, bytes],
+    flags: tuple[str, ...],
+    daemons: MakeDaemon,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    require_strace()
+    log, store = tmp_path / "strace", tmp_path / "store"
+    wiped = (*KILLED, r"it is an empty store of format 3 now")
+    daemon = daemons(*flags, start=False, expected=wiped)
+    fill(store, content | KEPT)
+    daemon.wrapper = ("strace", "-f", "-y", "-qq", "-o", str(log))
+    daemon.start()
+    points = [call for call in changes(calls(log, daemon.pid), store) if call.is_loop and call.name != "writev"]
+    daemon.stop()
+    assert len(points) > len(content) + 9
+    killed = 0
+    for number, call in enumerate(points):
+        shutil.rmtree(store)
+        fill(store, content | KEPT)
+        killed += killed_from_start(daemon, log, call.injection("signal=KILL"))
+        require_safe(store, content, f"killed at {call}")
+        if number % 2:
+            again = ("unlink", "fsync")[number // 2 % 2]
+            killed += killed_from_start(daemon, log, f"{again}:signal=KILL:when={1 + number % 3}")
+            require_safe(store, content, f"killed at {call}, then at {again}")
+        daemon.start()
+        assert files(store) == {VERSION_SENTINEL: b"3\n", **KEPT}, f"killed at {call}"
+        path = daemon.make("app")
+        by_rename(path, NEW)
+        assert path.read_bytes() == NEW
+        assert not problems(store)
+        daemon.kill()
+        daemon.unmount_rest()
+    with capsys.disabled():
+        print(f"\n  wipe: killed {killed} times, at each of {len(points)} calls, and some of them once more")
+    assert killed > len(points)
+
+
+def require_safe(store: Path, content: dict[str, bytes], when: str) -> None:
+    """The store says that it is being wiped, or it is as it was, or it is new."""
+    if (store / WIPE_SENTINEL).exists():
+        return
+    there = files(store)
+    sentinels = {name for name in there if name.startswith(VERSION_SENTINEL)}
+    rest = {name: data for name, data in there.items() if name not in sentinels}
+    assert rest in (content | KEPT, KEPT), f"{when}: a part of it is gone, and nothing says so"
+    assert rest == content | KEPT or there[VERSION_SENTINEL] == b"3\n", when
