@@ -27,7 +27,7 @@ demo: setup ## Mount a store, copy 186 real tag lists in, show what that gives
 test: setup-test ## Every test, real mounts included
 	@scripts/test $(ARGS)
 
-test-fast: setup ## The tests that need neither a mount nor patience: seconds
+test-fast: setup ## The tests that need no mount and no patience: under a minute
 	@scripts/test -m 'not mount and not slow' $(ARGS)
 
 check: setup-test format-check lint types test ## Format, lint, strict types, every test: the gate before a commit
