@@ -301,7 +301,7 @@ def test_a_variant_that_vanishes_between_calls_is_looked_for_again(outside: Path
     writer.close()
 
 
-@pytest.mark.parametrize("to", [0, 1, 3, 12, 17])
+@pytest.mark.parametrize("to", [0, 1, 3, 12])
 @pytest.mark.parametrize("codec", [PLAIN, GZIP, ZSTD], ids=lambda codec: codec.name)
 def test_a_file_that_shrinks_while_it_is_open_is_corrupt(outside: Path, codec: Codec, to: int) -> None:
     class Shrinking(Disk):
@@ -320,8 +320,6 @@ def test_a_file_that_shrinks_while_it_is_open_is_corrupt(outside: Path, codec: C
     target.parent.mkdir(parents=True)
     target.write_bytes(codec.encode(SMALL))
     with pytest.raises(ListCorrupt):
-        if codec is PLAIN and to >= len(SMALL):
-            raise ListCorrupt("", "nothing shrinks")
         store.read(KEY)
     store.close()
 

@@ -91,16 +91,18 @@ def plant(disk: Disk, path: str, content: bytes | None = b"", mtime_ns: int | No
     """Put a file there, whatever the disk is, and the directories above it; with content None a directory."""
     *above, name = path.split("/")
     directory = disk.open_root("/")
-    for part in [*above, name] if content is None else above:
-        with suppress(FileExistsError):
-            disk.make_dir(directory, part)
-        inner = disk.open_dir(directory, part)
+    try:
+        for part in [*above, name] if content is None else above:
+            with suppress(FileExistsError):
+                disk.make_dir(directory, part)
+            inner = disk.open_dir(directory, part)
+            disk.close(directory)
+            directory = inner
+        if content is not None:
+            file = disk.create(directory, name)
+            disk.write(file, content)
+            if mtime_ns is not None:
+                disk.set_mtime(file, mtime_ns)
+            disk.close(file)
+    finally:
         disk.close(directory)
-        directory = inner
-    if content is not None:
-        file = disk.create(directory, name)
-        disk.write(file, content)
-        if mtime_ns is not None:
-            disk.set_mtime(file, mtime_ns)
-        disk.close(file)
-    disk.close(directory)
