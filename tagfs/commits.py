@@ -7,6 +7,8 @@ Invariant: steps of one key run and settle in the order in which they were submi
 
 import logging
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 import trio
 
@@ -65,6 +67,10 @@ class Commits:
         if pending.error is not None:
             raise pending.error
 
+    def is_quiet(self, key: RepositoryKey) -> bool:
+        """Whether no step of `key` waits or runs."""
+        return key not in self._lines
+
     async def quiet(self, key: RepositoryKey | None) -> None:
         """Return when no step of `key` waits or runs; at once, without a checkpoint, where none does."""
         while key is not None and (line := self._lines.get(key)) is not None:
@@ -107,11 +113,21 @@ class Commits:
             result = await trio.to_thread.run_sync(step.run, limiter=self._limiter)
         except Exception as error:
             pending.error = error
-            step.fail(error)
+            _guarded(step, step.fail, error)
             if not pending.is_awaited:
                 _tell(step.key, error)
         else:
-            step.settle(result)
+            pending.error = _guarded(step, step.settle, result)
+
+
+def _guarded(step: Step, end: Callable[[Any], None], outcome: Any) -> Exception | None:
+    """End a step; a defect in how it ends must not end the mount, and is the error of whoever waits for it."""
+    try:
+        end(outcome)
+    except Exception as error:
+        log.error("%s: a step ended in an error that should not happen", step.key.path, exc_info=error)
+        return error
+    return None
 
 
 def _tell(key: RepositoryKey, error: Exception) -> None:

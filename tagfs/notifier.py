@@ -59,3 +59,6 @@ class Notifier:
                 continue  # the kernel did not know it
             except OSError as error:
                 log.debug("notification of node %d: %s", one.id, error)
+            except Exception as error:
+                # The thread must live: without it the kernel would keep old lists for ever.
+                log.error("notification of node %d: an error that should not happen", one.id, exc_info=error)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
-import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from tagfs import errors
@@ -158,11 +157,14 @@ class Operations(pyfuse3.Operations):
             await self._commits.quiet(self.tree.key_of(id_))
 
     async def _staged(self, step: Step | None) -> None:
-        """Run a step that stages: here, unless it is heavy."""
+        """Run a step that stages: here, unless it is heavy or others of its key are to come before."""
         if step is None:
             return
+        if step.size >= HEAVY or not self._commits.is_quiet(step.key):
+            await self._commits.run(step)
+            return
         try:
-            result = step.run() if step.size < HEAVY else await trio.to_thread.run_sync(step.run)
+            result = step.run()
         except Exception as error:
             step.fail(error)
             raise
@@ -174,12 +176,14 @@ class Operations(pyfuse3.Operations):
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         await self._quiet(parent_inode)
         tree = self._named()
+        # First: what comes into being after the look must be told.
+        timeout = tree.absence_timeout(parent_inode)
         try:
             return self._entry(tree.lookup(parent_inode, name, ctx.pid))
         except (errors.ListMissing, errors.RepositoryMissing):
             absent = EntryAttributes()
             absent.st_ino = 0
-            absent.entry_timeout = tree.absence_timeout(parent_inode)
+            absent.entry_timeout = timeout
             return absent
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -309,6 +313,8 @@ class Operations(pyfuse3.Operations):
     async def fsync(self, fh: int, datasync: bool) -> None:
         tree = self._held()
         if isinstance(tree, WritableTree):
+            # What another thread commits through this handle is part of what this one must find durable.
+            await self._commits.quiet(tree.key_of_handle(fh))
             await self._staged(tree.flush(fh))
             await self._commits.run(tree.commit(fh))
 

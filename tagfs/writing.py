@@ -357,6 +357,13 @@ class WritableTree(Tree):
         except (TagfsError, OSError):
             return None
 
+    def key_of_handle(self, handle: int) -> RepositoryKey | None:
+        """The key that what is written to a handle is for; None for one that is not written to."""
+        opened = self._handles[handle]
+        if isinstance(opened, ScratchHandle):
+            return opened.scratch.list_key
+        return opened.node.key if isinstance(opened, WriteHandle) else None
+
     def release(self, handle: int) -> None:
         """Let go of a handle; what it would still commit was taken by `flush` and `commit` before."""
         opened = self._handles.get(handle)
