@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import trio
 
 from tagfs.errors import RepositoryMissing
+from tagfs.names import BASE
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`name` changed in the directory `path` below the base; `path` None is the store itself.  `is_lost`: what
-    happened is not known (an overflow, or the store's directory itself was moved, removed or unmounted)."""
+    """`name` changed in the directory `path` below the base, or is another directory now; `path` None is the store
+    itself.  `is_lost`: what happened is not known (an overflow, or the store's directory itself was moved, removed or
+    unmounted)."""
 
     path: tuple[str, ...] | None
     name: str
@@ -59,7 +61,11 @@ class Changes:
         self._paths: dict[int, tuple[str, ...] | None] = {}
         self._watches: dict[tuple[str, ...] | None, int] = {}
         self._is_exhausted = False
-        self._add(None, root)
+        try:
+            self._add(None, root)
+        except OSError:
+            os.close(self._descriptor)
+            raise
 
     def cover(self, path: tuple[str, ...]) -> bool:
         """Whether changes in the directory `path` below the base are told from now on."""
@@ -127,26 +133,40 @@ class Changes:
     def _interpret(self, watch: int, mask: int, name: str) -> Change | None:
         if mask & _OVERFLOW:
             log.warning("inotify lost events: everything that the kernel keeps of this mount is looked up again")
+            self._remove_below(())  # moves and removals of directories were lost as well
             return Change(None, "", is_lost=True)
         if watch not in self._paths:
             return None
         path = self._paths[watch]
         if mask & (_IGNORED | _UNMOUNT | _DELETE_SELF | _MOVE_SELF):
-            self._remove(path)
-            return Change(None, "", is_lost=True) if path is None else None
+            if path is None:
+                self._remove(None)
+                return Change(None, "", is_lost=True)
+            self._remove_below(path)
+            # The directory above may not be watched, because watches had run out.
+            return Change(path[:-1], path[-1]) if path else Change(None, BASE)
         if mask & _ISDIR and mask & _ATTRIB:
             return None
-        if mask & _ISDIR and mask & (_MOVED_FROM | _MOVED_TO | _DELETE) and path is not None:
-            for below in [
-                known for known in self._watches if known is not None and known[: len(path) + 1] == (*path, name)
-            ]:
-                self._remove(below)
+        if mask & _ISDIR and mask & (_MOVED_FROM | _MOVED_TO | _DELETE):
+            if path is not None:
+                self._remove_below((*path, name))
+            elif name == BASE:
+                self._remove_below(())
         return Change(path, name)
+
+    def _remove_below(self, path: tuple[str, ...]) -> None:
+        """Remove the watches of a directory and of all below it."""
+        if len(path) < 2:
+            for known in [known for known in self._watches if known is not None and known[: len(path)] == path]:
+                self._remove(known)
+        else:
+            self._remove(path)
 
     def _remove(self, path: tuple[str, ...] | None) -> None:
         watch = self._watches.pop(path, None)
-        if watch is not None:
-            self._paths.pop(watch, None)
+        # A directory that was moved and is covered by its new path already has one watch for both.
+        if watch in self._paths and self._paths[watch] == path:
+            del self._paths[watch]
             with suppress(OSError):
                 _check(_libc.inotify_rm_watch(self._descriptor, watch))
 

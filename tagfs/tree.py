@@ -163,8 +163,8 @@ class Tree:
 
     def _attributes(self, node: Node, pid: int) -> Attributes:
         if isinstance(node, DirectoryNode):
-            mtime_ns = self._mtime_ns(node.path)
             kept = self._kept(node.path[1:-1]) if len(node.path) > 1 else FOREVER
+            mtime_ns = self._mtime_ns(node.path)
             return Attributes(node.id, self._mode(stat.S_IFDIR), 0, 0, mtime_ns, mtime_ns, kept, kept)
         if isinstance(node, SentinelNode):
             size = len(PRESENTED_VERSION)
@@ -314,12 +314,33 @@ class Tree:
     def changed(self, path: tuple[str, ...], name: str) -> list[Invalidation]:
         """Take note that `name` changed in the directory `path` below BASE; -> what the kernel must forget."""
         directory = self.inodes.known_directory((BASE, *path))
+        invalid = []
         if len(path) == 2:
             self.inodes.supersede(RepositoryKey(path[0], path[1]))
             name = LIST
-        if directory is None:
-            return []
-        return [Invalidation(directory.id, name.encode("utf-8", "surrogateescape")), Invalidation(directory.id)]
+        else:
+            # A directory that another has replaced: where it is in use, the kernel keeps what it has below it.
+            for below in self._known_below((BASE, *path, name)):
+                invalid += self._contents(below)
+        if directory is not None:
+            invalid.append(Invalidation(directory.id, name.encode("utf-8", "surrogateescape")))
+            invalid.append(Invalidation(directory.id))
+        return invalid
+
+    def _known_below(self, path: tuple[str, ...]) -> list[DirectoryNode]:
+        """The directories at and below `path` that the kernel may know."""
+        if len(path) == 3:
+            node = self.inodes.known_directory(path)
+            return [node] if node is not None else []
+        return [node for node in self.inodes.directories() if node.path[: len(path)] == path]
+
+    def _contents(self, directory: DirectoryNode) -> list[Invalidation]:
+        """Take note that what a directory holds may have changed; its directories are not looked at."""
+        key = _key(directory.path)
+        if key is None:
+            return [Invalidation(directory.id)]
+        self.inodes.supersede(key)
+        return [Invalidation(directory.id, LIST_NAME), Invalidation(directory.id)]
 
     def everything(self) -> list[Invalidation]:
         """Take note that anything may have changed; -> all that the kernel may keep."""
@@ -327,9 +348,7 @@ class Tree:
             self.inodes.supersede(key)
         invalid = []
         for directory in self.inodes.directories():
-            invalid.append(Invalidation(directory.id))
-            if len(directory.path) == 3:
-                invalid.append(Invalidation(directory.id, LIST_NAME))
+            invalid += self._contents(directory)
             parent = self.inodes.known_directory(directory.path[:-1]) if directory.path else None
             if parent is not None:
                 invalid.append(Invalidation(parent.id, directory.path[-1].encode()))
