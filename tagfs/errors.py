@@ -117,3 +117,63 @@ class MountRefused(TagfsError):
 
 class SettingRefused(TagfsError):
     """A flag or a variable has a value that cannot be used, or that would have no effect."""
+
+
+class InventoryIncomplete(TagfsError):
+    """What ought to exist cannot be told completely now, so nothing may be deleted for not being told."""
+
+
+class ClusterUnknown(TagfsError):
+    """Where the cluster is, or who asks, cannot be told; the sentence names the file or variable, and the field."""
+
+
+class CredentialsMissing(TagfsError):
+    """A token file, a certificate or a credential plugin gave nothing that could be shown to the cluster."""
+
+
+class ApiFailed(TagfsError):
+    """The cluster's API server did not answer a request; base of what it said instead."""
+
+
+class ApiUnreachable(ApiFailed):
+    """No whole answer came: no connection, no trust, a cut, silence."""
+
+
+class AnswerInvalid(ApiFailed):
+    """An answer that no API server of Kubernetes gives; something else may stand between."""
+
+
+class ApiRefused(ApiFailed):
+    """The API server answered with an error.
+
+    Args:
+        status: HTTP status.
+        message: what it said.
+        retry_after: seconds after which it wants to be asked again, where it said so.
+    """
+
+    def __init__(self, status: int, message: str, retry_after: float | None = None) -> None:
+        super().__init__(f"the API server answered {status}: {message}")
+        self.status = status
+        self.message = message
+        self.retry_after = retry_after
+
+
+class CredentialsRefused(ApiRefused):
+    """401: who asks is not known to the cluster, or no longer."""
+
+
+class RightsMissing(ApiRefused):
+    """403: who asks may not."""
+
+
+class ResourceMissing(ApiRefused):
+    """404: the cluster does not serve that kind of object."""
+
+
+class VersionExpired(ApiRefused):
+    """410: what happened since that version is no longer known; only a fresh list tells."""
+
+
+class ApiBusy(ApiRefused):
+    """429 or 503: later."""
