@@ -78,17 +78,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; -> the exit code of the process."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        code = _run(argv, os.environ)
+        try:
+            code = _run(argv, os.environ)
+        except SystemExit as ending:  # argparse, after help or a complaint
+            code = ending.code if isinstance(ending.code, int) else USAGE
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
-    except SystemExit as ending:
-        return ending.code if isinstance(ending.code, int) else USAGE
     except KeyboardInterrupt:
+        _drop_output()
         return INTERRUPTED
     except BrokenPipeError:
-        # The interpreter flushes once more when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return PIPE_CLOSED
     except Exception as error:
         return _fail(error)
@@ -101,6 +102,12 @@ def _run(argv: list[str], environment: Mapping[str, str]) -> int:
     arguments = parser(_RUNS, _endings()).parse_args(argv)
     run: Callable[[argparse.Namespace, Mapping[str, str]], int] = arguments.run
     return run(arguments, environment)
+
+
+def _drop_output() -> None:
+    """Nobody waits for what is still buffered, and the interpreter would write it when it exits."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: Exception) -> int:
@@ -118,7 +125,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, errors.TagfsError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return f"{error.filename or 'the disk or the output failed'}: {error.strerror}"
     return f"unexpected {type(error).__name__}: {error}; please report it with what --log-level debug prints"
 
 

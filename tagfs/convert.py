@@ -113,6 +113,9 @@ class Convert(Visitor):
                     yield
             self._publish(group)
             group = []
+        except OSError as error:
+            error.filename = error.filename or self.conversion.path
+            raise
         finally:
             self._discard(group)
         if self.conversion.format > self._target:
