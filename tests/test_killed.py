@@ -319,7 +319,7 @@ def test_a_wipe_killed_at_any_call_and_once_more_is_finished_by_the_next_mount(
         killed += killed_from_start(daemon, log, call.injection("signal=KILL"))
         require_safe(store, content, f"killed at {call}")
         if number % 2:
-            again = ("unlink", "fsync")[number // 2 % 2]
+            again = ("unlinkat", "fsync")[number // 2 % 2]
             killed += killed_from_start(daemon, log, f"{again}:signal=KILL:when={1 + number % 3}")
             require_safe(store, content, f"killed at {call}, then at {again}")
         daemon.start()
