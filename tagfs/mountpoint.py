@@ -46,15 +46,8 @@ class Mounted:
 
 def mounts() -> list[Mounted]:
     """All mounts that this process sees, in the order in which they were made."""
-    found = []
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            fields = line.split()
-            rest = fields[fields.index("-") + 1 :]
-            major, minor = fields[2].split(":")
-            options = frozenset(fields[5].split(",")) | frozenset(rest[2].split(","))
-            found.append(Mounted(_unescape(fields[4]), rest[0], _unescape(rest[1]), options, (int(major), int(minor))))
-    return found
+        return [_parsed(line) for line in lines]
 
 
 def mounted_at(path: str) -> Mounted | None:
@@ -64,9 +57,9 @@ def mounted_at(path: str) -> Mounted | None:
 
 
 def holding(path: str) -> Mounted | None:
-    """The mount that `path` is in."""
+    """The mount that `path` is in; of several at one point the topmost."""
     real = os.path.realpath(path)
-    within = [one for one in mounts() if real == one.point or real.startswith(one.point.rstrip("/") + "/")]
+    within = [one for one in reversed(mounts()) if real == one.point or real.startswith(one.point.rstrip("/") + "/")]
     return max(within, key=lambda one: len(one.point), default=None)
 
 
@@ -168,6 +161,15 @@ def _unmount_as_user(point: str, lazy: bool) -> None:
         raise MountRefused(f"{point} may be unmounted by root alone: fusermount3 is not installed") from None
     if done.returncode != 0:
         raise MountRefused(f"{point} cannot be unmounted: {done.stderr.strip() or 'fusermount3 failed'}")
+
+
+def _parsed(line: str) -> Mounted:
+    # By single spaces: a source may be empty.
+    fields = line.rstrip("\n").split(" ")
+    fstype, source, more = fields[fields.index("-") + 1 :][:3]
+    major, minor = fields[2].split(":")
+    options = frozenset(fields[5].split(",")) | frozenset(more.split(","))
+    return Mounted(_unescape(fields[4]), fstype, _unescape(source), options, (int(major), int(minor)))
 
 
 def _unescape(field: str) -> str:
