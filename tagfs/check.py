@@ -14,7 +14,7 @@ from tagfs import sentinel, taglist, variants
 from tagfs.codec import CODECS, Codec, Undecodable
 from tagfs.directory import codecs_of
 from tagfs.disk import Disk, FileStatus
-from tagfs.errors import ListTooLarge, StoreRefused, StoreWaiting
+from tagfs.errors import ListTooLarge, StoreRefused, StoreWaiting, TagListInvalid
 from tagfs.findings import FINDINGS_KEPT, Finding, Findings
 from tagfs.holder import is_held, open_store, take
 from tagfs.mending import Mending
@@ -229,16 +229,19 @@ class Check(Visitor):
         return None, b""
 
     def _check_tags(self, path: str, plain: bytes) -> None:
-        lines: list[tuple[int | None, str]] = []
-        count = 0
+        try:
+            taglist.validate(plain)
+            return
+        except TagListInvalid:
+            lines: list[tuple[int | None, str]] = []
+            count = 0
         for fault in taglist.faults(plain):
             count += 1
             if count <= LINES_SHOWN:
                 lines.append((fault.line, fault.reason))
-        if lines:
-            told = "; ".join(f"line {number}: {reason}" for number, reason in lines)
-            more = f"; and {count - LINES_SHOWN} more lines" if count > LINES_SHOWN else ""
-            self.findings.add(Finding("invalid", path, told + more, lines=tuple(lines)))
+        told = "; ".join(f"line {number}: {reason}" for number, reason in lines)
+        more = f"; and {count - LINES_SHOWN} more lines" if count > LINES_SHOWN else ""
+        self.findings.add(Finding("invalid", path, told + more, lines=tuple(lines)))
 
     def _look_again(self) -> None:
         for key, before in self._unsettled.items():

@@ -149,7 +149,9 @@ def show_findings(findings: Findings, page: Page, is_repairing: bool) -> None:
         all_of_kind = [finding for finding in findings.kept if finding.kind == kind]
         shown = all_of_kind[:ROWS_SHOWN] if page.is_terminal else all_of_kind
         rows = [(_severity(finding), finding.path, finding.reason, finding.mended or "") for finding in shown]
-        page.table(kind, ("", "path", "reason", "mended"), rows)
+        header = ("", "path", "reason", "mended")
+        width = 4 if is_repairing or not page.is_terminal else 3
+        page.table(kind, header[:width], [row[:width] for row in rows])
         _tell_more(page, len(all_of_kind) - len(shown), f"of {kind}")
     _tell_more(page, findings.problems + findings.notes - len(findings.kept), "findings")
     page.pairs(
