@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
@@ -96,8 +96,8 @@ class Changes:
         """Whether the store's directory itself has gone, so that nothing more will be told of it."""
         return None not in self._watches
 
-    async def events(self) -> AsyncIterator[list[Change]]:
-        """What happened, in batches, as it happens; ends never."""
+    async def happened(self) -> list[Change]:
+        """What happened since this was last asked, as soon as there is something."""
         while True:
             await trio.lowlevel.wait_readable(self._descriptor)
             try:
@@ -106,7 +106,7 @@ class Changes:
                 continue
             batch = list(dict.fromkeys(self._decode(raw)))
             if batch:
-                yield batch
+                return batch
 
     def close(self) -> None:
         trio.lowlevel.notify_closing(self._descriptor)

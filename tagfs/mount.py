@@ -297,8 +297,8 @@ class _Mount:
         """Tell the kernel what changes beneath; -> why the store is no longer ready."""
         tree, store = self._operations.tree, opened.store
         assert tree is not None
-        async for batch in opened.changes.events():
-            for change in batch:
+        while True:
+            for change in await opened.changes.happened():
                 if change.path is not None:
                     self._notifier.send(tree.changed(change.path, change.name))
                     continue
@@ -310,7 +310,6 @@ class _Mount:
                     return str(error)
                 if change.is_lost or change.name == BASE:
                     self._notifier.send(tree.everything())
-        raise AssertionError("events end never")
 
     async def _tidy(self, store: DirectoryStore, tree: WritableTree, stages: list[str]) -> None:
         """Remove what an earlier writer left, stale lists too, and put back what it had hidden."""

@@ -321,7 +321,7 @@ class Tree:
         else:
             # A directory that another has replaced: where it is in use, the kernel keeps what it has below it.
             for below in self._known_below((BASE, *path, name)):
-                invalid += self._contents(below)
+                invalid += self._replaced(below)
         if directory is not None:
             invalid.append(Invalidation(directory.id, name.encode("utf-8", "surrogateescape")))
             invalid.append(Invalidation(directory.id))
@@ -334,13 +334,17 @@ class Tree:
             return [node] if node is not None else []
         return [node for node in self.inodes.directories() if node.path[: len(path)] == path]
 
-    def _contents(self, directory: DirectoryNode) -> list[Invalidation]:
-        """Take note that what a directory holds may have changed; its directories are not looked at."""
+    def _replaced(self, directory: DirectoryNode) -> list[Invalidation]:
+        """Take note that a directory may be another one, with another list."""
+        invalid = [Invalidation(directory.id)]
         key = _key(directory.path)
-        if key is None:
-            return [Invalidation(directory.id)]
-        self.inodes.supersede(key)
-        return [Invalidation(directory.id, LIST_NAME), Invalidation(directory.id)]
+        if key is not None:
+            self.inodes.supersede(key)
+            invalid.append(Invalidation(directory.id, LIST_NAME))
+        above = self.inodes.known_directory(directory.path[:-1]) if directory.path else None
+        if above is not None:
+            invalid.append(Invalidation(above.id, directory.path[-1].encode("utf-8", "surrogateescape")))
+        return invalid
 
     def everything(self) -> list[Invalidation]:
         """Take note that anything may have changed; -> all that the kernel may keep."""
@@ -348,10 +352,7 @@ class Tree:
             self.inodes.supersede(key)
         invalid = []
         for directory in self.inodes.directories():
-            invalid += self._contents(directory)
-            parent = self.inodes.known_directory(directory.path[:-1]) if directory.path else None
-            if parent is not None:
-                invalid.append(Invalidation(parent.id, directory.path[-1].encode()))
+            invalid += self._replaced(directory)
         return invalid
 
 
