@@ -30,6 +30,9 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_NOTHING = HEADER_SIZE + 3 + 4
 """Bytes of a frame without content, at most: header, one empty block, checksum."""
 
+_OVERHEAD = 1024
+"""Bytes: more than the headers of a list that does not compress; blocks of it add less than a 256th."""
+
 _GZIP_WRAPPER = 31
 """zlib's window bits for the largest window in a gzip wrapper."""
 
@@ -145,6 +148,11 @@ CODECS = (PLAIN, GZIP, ZSTD)
 def named(name: str) -> Codec:
     """The codec of that name; KeyError where there is none."""
     return {codec.name: codec for codec in CODECS}[name]
+
+
+def most_stored(limit: int) -> int:
+    """The most bytes that `limit` plain ones can take in any codec: what is larger need not be read to be corrupt."""
+    return limit + (limit >> 8) + _OVERHEAD
 
 
 def exceeds(codec: Codec, stored: bytes, limit: int) -> bool:

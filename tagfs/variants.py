@@ -9,7 +9,7 @@ import errno
 import stat
 from dataclasses import dataclass
 
-from tagfs.codec import CODECS, HEADER_SIZE, PLAIN, TRAILER_SIZE, Codec, Undecodable
+from tagfs.codec import CODECS, HEADER_SIZE, PLAIN, TRAILER_SIZE, Codec, Undecodable, most_stored
 from tagfs.disk import Disk, FileStatus
 from tagfs.errors import ListCorrupt
 from tagfs.names import HIDDEN_PREFIX, LIST
@@ -113,6 +113,8 @@ class PinnedFile(Snapshot):
             size = codec.plain_size(header, trailer, status.st_size)
         if size > self._limit:
             raise Undecodable(f"promises {size} bytes, --max-list-size allows {self._limit}")
+        if status.st_size > most_stored(self._limit):
+            raise Undecodable(f"{status.st_size} bytes are stored, and it promises only {size}")
         return size
 
     def content(self) -> bytes:

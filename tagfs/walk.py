@@ -8,14 +8,11 @@ Invariant: holds one directory's names and one list in memory at a time; what va
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 
-from tagfs.codec import HEADER_SIZE, TRAILER_SIZE, Undecodable, exceeds
+from tagfs.codec import HEADER_SIZE, TRAILER_SIZE, Undecodable, exceeds, most_stored
 from tagfs.disk import Disk
 from tagfs.errors import ListTooLarge
 from tagfs.names import BASE, RepositoryKey, is_namespace, is_repository
 from tagfs.variants import Variant
-
-_OVERHEAD = 1024
-"""Bytes, and a 256th of its size: the most that a list of the limit's size may grow by being stored compressed."""
 
 
 class Visitor:
@@ -115,7 +112,7 @@ def read_variant(disk: Disk, directory: int, variant: Variant, limit: int) -> by
             if stored_size > limit or exceeds(variant.codec, disk.read(file, stored_size), limit):
                 raise ListTooLarge(f"{promised} bytes, --max-list-size allows {limit}")
             raise Undecodable(f"it promises {promised} bytes and does not hold them")
-        if stored_size > limit + (limit >> 8) + _OVERHEAD:
+        if stored_size > most_stored(limit):
             raise Undecodable(f"{stored_size} bytes are stored, and it promises only {promised}")
         plain = variant.codec.decode(disk.read(file, stored_size), limit)
     finally:
