@@ -113,6 +113,8 @@ class Convert(Visitor):
                     yield
             self._publish(group)
             group = []
+            # The times of the last group; those of each other one became durable with the next.
+            self._disk.sync_filesystem(root)
         except OSError as error:
             error.filename = error.filename or self.conversion.path
             raise
@@ -186,7 +188,7 @@ class Convert(Visitor):
     # -- a group
 
     def _publish(self, group: list[_Staged]) -> None:
-        """Each step is durable for the whole group before the next one begins."""
+        """Each step is durable for the whole group before the next one begins; the last one with the next group."""
         if not group:
             return
         disk, root, stages = self._disk, self._store.root, self._store.stages
@@ -211,7 +213,6 @@ class Convert(Visitor):
             with opened_key(disk, root, staged.key) as directory:
                 if self._is_made(directory, staged):
                     self._set_mtime(directory, staged)
-        disk.sync_filesystem(root)
 
     def _is_made(self, directory: int, staged: _Staged) -> bool:
         try:

@@ -311,3 +311,14 @@ def test_a_conversion_that_fails_or_is_cut_short_is_finished_by_the_next(
         late = [now - then for now, then in zip(times(survivor), range(MTIME, MTIME + len(LISTS)), strict=True)]
         # A crash between the last stale variant's end and the old time costs a nanosecond.
         assert all(0 <= ns <= 1 for ns in late), (label, late)
+
+
+@pytest.mark.parametrize(("before", "codec"), [(2, "zstd"), (3, "gzip")])
+def test_a_finished_conversion_outlives_a_power_loss(before: int, codec: str) -> None:
+    _, inner = _prepared(before)
+    converted("/", codec, inner)
+    for label, survivor in inner.survivors():
+        assert shown(survivor) == EXPECTED, label
+        assert times(survivor) == [MTIME + number for number in range(len(LISTS))], label
+        assert problems(survivor) == [], label
+        assert converted("/", codec, survivor).converted == 0, label
