@@ -61,6 +61,11 @@ ENDINGS = (
     Ending(PROBLEMS_FOUND, "problems were found in the store", (errors.ListCorrupt,)),
     Ending(7, "the store was not ready within --wait", (errors.StoreWaiting,)),
     Ending(8, "the disk, or the output, failed", (OSError, errors.CommitUncertain)),
+    Ending(
+        9,
+        "the cluster could not be asked which lists ought to exist",
+        (errors.InventoryIncomplete, errors.ClusterUnknown, errors.CredentialsMissing, errors.ApiFailed),
+    ),
     Ending(INTERRUPTED, "interrupted", (KeyboardInterrupt,)),
     Ending(PIPE_CLOSED, "nobody read the output to its end", (BrokenPipeError,)),
 )
