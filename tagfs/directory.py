@@ -77,6 +77,8 @@ class DirectoryStore(Store):
         self.codecs = codecs_of(format_)
         # INVARIANT: holds only directories whose entry in the directory above is durable.
         self._durable: set[tuple[str, ...]] = set()
+        # INVARIANT: a list whose current version has this identity is durable.
+        self._settled: dict[RepositoryKey, tuple[int, ...]] = {}
         self.stages = StageDirectory(disk, root)
 
     # -- directories
@@ -187,9 +189,8 @@ class DirectoryStore(Store):
         for _ in range(_LOOKS):
             with self.opened(key.namespace, key.name) as directory:
                 for variant in self._variants(directory)[:1]:
-                    path = f"{key.directory}/{variant.name}"
                     with suppress(FileNotFoundError):
-                        return PinnedFile(self.disk, directory, variant, path, self.policy.list_limit)
+                        return self._pin(directory, key, variant)
         self._require_current()
         raise ListMissing(f"{key} has no list")
 
@@ -197,11 +198,25 @@ class DirectoryStore(Store):
         try:
             with self.opened(key.namespace, key.name) as directory:
                 found = self._variants(directory)
-            if len(found) != 1 or found[0].codec is not self.policy.codec_for(len(plain)):
-                return False
-            return self.examine(key).size == len(plain) and self.read(key) == plain
-        except (ListMissing, ListCorrupt, RepositoryMissing):
+                if len(found) != 1 or found[0].codec is not self.policy.codec_for(len(plain)):
+                    return False
+                pinned = self._pin(directory, key, found[0])
+                try:
+                    if pinned.version.size != len(plain) or pinned.content() != plain:
+                        return False
+                finally:
+                    pinned.close()
+                if self._settled.get(key) != pinned.version.identity:
+                    # Its writer may have been killed before it was durable, or sync nothing at all.
+                    self._settle(directory, found[0].name)
+                    self._sync_directories(key)
+                    self._settled[key] = pinned.version.identity
+                return True
+        except (FileNotFoundError, ListCorrupt, RepositoryMissing):
             return False
+
+    def _pin(self, directory: int, key: RepositoryKey, variant: Variant) -> PinnedFile:
+        return PinnedFile(self.disk, directory, variant, f"{key.directory}/{variant.name}", self.policy.list_limit)
 
     def _variants(self, directory: int) -> list[Variant]:
         return variants.find(self.disk, directory, self.codecs)
@@ -243,7 +258,9 @@ class DirectoryStore(Store):
                     self._remove_stale(directory, [*(variant.name for variant in stale), *hidden])
                     if later_mtime_ns is not None:
                         disk.set_mtime(stage.file, later_mtime_ns)
-                    return variants.version_of(stage.codec, stage.size, disk.stat_open(stage.file))
+                    version = variants.version_of(stage.codec, stage.size, disk.stat_open(stage.file))
+                    self._settled[key] = version.identity
+                    return version
                 except OSError as error:
                     raise CommitUncertain(f"{key}: {error.strerror} after the rename") from error
         finally:
@@ -272,16 +289,23 @@ class DirectoryStore(Store):
     def remove(self, key: RepositoryKey) -> None:
         self._require_current()
         with self.opened(key.namespace, key.name) as directory:
-            winner = self._only_winner(directory, key)
-            self.disk.unlink(directory, winner)
-            self.disk.sync_dir(directory)
+            found = self._variants(directory)
+            if not found:
+                raise ListMissing(f"{key} has no list")
+            # The winner last, so that no stale one comes back.
+            self._remove_stale(directory, [variant.name for variant in found[1:]])
+            self._remove_stale(directory, [found[0].name])
+            self._settled.pop(key, None)
 
     def hide(self, key: RepositoryKey) -> None:
         self._require_current()
         with self.opened(key.namespace, key.name) as directory:
             winner = self._only_winner(directory, key)
-            # A list that was hidden before must not be the one that is put back.
-            self._remove_stale(directory, self._hidden(directory))
+            hidden = self._hidden(directory)
+            if hidden:
+                # A list that was hidden before must not be the one that is put back.
+                self._settle(directory, winner)
+                self._remove_stale(directory, hidden)
             self.disk.rename(directory, winner, directory, HIDDEN_PREFIX + winner)
             self.disk.sync_dir(directory)
 
@@ -291,7 +315,9 @@ class DirectoryStore(Store):
                 hidden = self._hidden(directory)
                 if not hidden:
                     return False
-                if self._variants(directory):
+                successors = self._variants(directory)
+                if successors:
+                    self._settle(directory, successors[0].name)
                     self._remove_stale(directory, hidden)
                     return False
                 self._require_current()
@@ -317,15 +343,10 @@ class DirectoryStore(Store):
             if len(found) < 2:
                 return False
             plain = self.read(key)
-            if not plain or next(taglist.faults(plain), None) is not None:
+            if not _is_whole(plain):
                 return False
             self._require_current()
-            winner = self.disk.open_file(directory, found[0].name)
-            try:
-                self.disk.sync(winner)
-            finally:
-                self.disk.close(winner)
-            self.disk.sync_dir(directory)
+            self._settle(directory, found[0].name)
             if [variant.identity for variant in self._variants(directory)] == [variant.identity for variant in found]:
                 self._remove_stale(directory, [variant.name for variant in found[1:]])
                 return True
@@ -379,12 +400,36 @@ class DirectoryStore(Store):
         return wanted
 
     def _only_winner(self, directory: int, key: RepositoryKey) -> str:
-        """The name of the variant that wins, with every stale one durably gone, so that none can come back."""
+        """The name of the variant that wins, with every stale one durably gone, so that none can come back.
+
+        Raises:
+            ListMissing: there is none.
+            ListCorrupt: it cannot be told to be whole, and a stale one may be the last that is.
+        """
         found = self._variants(directory)
         if not found:
             raise ListMissing(f"{key} has no list")
-        self._remove_stale(directory, [variant.name for variant in found[1:]])
+        if found[1:]:
+            pinned = self._pin(directory, key, found[0])
+            try:
+                if not _is_whole(pinned.content()):
+                    raise ListCorrupt(
+                        f"{key.directory}/{found[0].name}", "it may be torn, and an older one is beside it"
+                    )
+            finally:
+                pinned.close()
+            self._settle(directory, found[0].name)
+            self._remove_stale(directory, [variant.name for variant in found[1:]])
         return found[0].name
+
+    def _settle(self, directory: int, name: str) -> None:
+        """Make a variant durable that another writer has put there."""
+        file = self.disk.open_file(directory, name)
+        try:
+            self.disk.sync(file)
+        finally:
+            self.disk.close(file)
+        self.disk.sync_dir(directory)
 
     def _remove_stale(self, directory: int, names: list[str]) -> None:
         for name in names:
@@ -408,6 +453,11 @@ class _StagedFile(Stage):
         self.file = file
         self.is_closed = False
         self.is_used_up = False
+
+
+def _is_whole(plain: bytes) -> bool:
+    """Whether a list that another program may have written, and not synced, shows that all of it is there."""
+    return plain != b"" and next(taglist.faults(plain), None) is None
 
 
 def _not_empty(error: OSError, path: str) -> Exception:

@@ -132,11 +132,11 @@ class Store(ABC):
 
     @abstractmethod
     def is_stored_as(self, key: RepositoryKey, plain: bytes) -> bool:
-        """Whether the list is `plain` already and stored as it would be now, so that writing it changes nothing."""
+        """Whether the list is `plain` already, durably, and stored as it would be now: writing it changes nothing."""
 
     @abstractmethod
     def set_mtime(self, key: RepositoryKey, mtime_ns: int) -> None:
-        """ListMissing where there is no list."""
+        """ListMissing where there is no list; ListCorrupt where it may be torn, and an older variant may not."""
 
     @abstractmethod
     def remove(self, key: RepositoryKey) -> None:
@@ -144,7 +144,7 @@ class Store(ABC):
 
     @abstractmethod
     def hide(self, key: RepositoryKey) -> None:
-        """Take a list out of sight, durably, until it is published anew, recovered or dropped; else ListMissing."""
+        """Take a list out of sight, durably, until it is published anew, recovered or dropped; else as `set_mtime`."""
 
     @abstractmethod
     def recover(self, key: RepositoryKey) -> bool:

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from tagfs import sentinel
-from tagfs.codec import PLAIN
+from tagfs.codec import GZIP, PLAIN
 from tagfs.directory import DirectoryStore
 from tagfs.disk import Disk
 from tagfs.errors import (
     AlreadyExists,
     CommitUncertain,
     DirectoryNotEmpty,
+    ListCorrupt,
     ListMissing,
     ListTooLarge,
     NameRefused,
@@ -29,7 +30,7 @@ from tagfs.errors import (
 from tagfs.memory import MemoryStore
 from tagfs.names import BASE, RepositoryKey
 from tagfs.store import Store
-from tests.support.faulty_disk import Fault, FaultyDisk, Wrong
+from tests.support.faulty_disk import Fault, FaultyDisk, PowerCut, Wrong
 from tests.support.places import fast_directory, open_descriptors
 from tests.support.simulated_disk import SimulatedDisk
 from tests.support.stores import (
@@ -44,6 +45,7 @@ from tests.support.stores import (
     contents,
     files_of,
     open_store,
+    plant,
     policy_of,
     write_natively,
 )
@@ -555,6 +557,123 @@ def test_a_store_is_opened_again_with_other_settings(path: Path, format_: int) -
             store.replace(key, lists[str(key)])
         assert contents(store) == lists
         store.close()
+
+
+def test_an_unchanged_list_is_durable_once_it_is_told() -> None:
+    """Its writer may have synced nothing, or have been killed between its rename and the sync of the directory."""
+    for key in (KEY, RepositoryKey("other", "podinfo")):
+        disk = SimulatedDisk()
+        store = open_store(disk, "/")
+        store.replace(NEIGHBOUR, SMALL)
+        plant(disk, f"{key.directory}/tags.txt", SMALL)
+        assert store.is_stored_as(key, SMALL)
+        for _, survivor in disk.survivors():
+            assert contents(open_store(survivor, "/")) == {str(NEIGHBOUR): SMALL, str(key): SMALL}
+
+
+def test_a_list_that_is_known_to_be_durable_is_not_synced_again() -> None:
+    disk = FaultyDisk(SimulatedDisk())
+    store = open_store(disk, "/")
+    store.replace(KEY, SMALL)
+    plant(disk, f"{NEIGHBOUR.directory}/tags.txt", SMALL)
+    assert store.is_stored_as(NEIGHBOUR, SMALL)
+    disk.arm(None)
+    assert store.is_stored_as(KEY, SMALL)
+    assert store.is_stored_as(NEIGHBOUR, SMALL)
+    assert not {"sync", "sync_dir"} & set(disk.calls)
+
+
+OVER_UNSYNCED: dict[str, Callable[[DirectoryStore], object]] = {
+    "set-mtime": lambda store: store.set_mtime(KEY, OLD),
+    "hide": lambda store: store.hide(KEY),
+    "recover": lambda store: store.recover(KEY),
+    "drop-stale": lambda store: store.drop_stale(KEY),
+}
+
+
+@pytest.mark.parametrize("act", OVER_UNSYNCED.values(), ids=OVER_UNSYNCED.keys())
+@pytest.mark.parametrize("older", ["tags.txt", ".tagfs-hidden.tags.txt"])
+def test_an_older_variant_is_not_deleted_before_the_newer_one_is_durable(
+    act: Callable[[DirectoryStore], object], older: str
+) -> None:
+    """Other programs rename theirs into place without a sync."""
+    newer = GZIP.encode(LARGE)
+    at = 0
+    while True:
+        disk = SimulatedDisk()
+        plant(disk, ".storage-version", b"3\n")
+        plant(disk, f"{KEY.directory}/{older}", SMALL, OLD)
+        root = disk.open_root("/")
+        disk.sync_filesystem(root)
+        plant(disk, f"{KEY.directory}/tags.txt.gz", newer)
+        faulty = FaultyDisk(disk)
+        store = DirectoryStore(faulty, root, 3, policy_of(3))
+        faulty.arm(Fault(at, Wrong.CUT))
+        error: BaseException | None = None
+        try:
+            act(store)
+        except PowerCut as cut:
+            error = cut
+        for label, survivor in disk.survivors():
+            kept = []
+            directory = survivor.open_root("/")
+            for part in KEY.directory.split("/"):
+                directory = survivor.open_dir(directory, part)
+            for name, _ in survivor.names(directory):
+                kept.append(survivor.read(survivor.open_file(directory, name), LIMIT))
+            assert SMALL in kept or newer in kept, f"call {at}, {label}"
+        if error is None:
+            return
+        at += 1
+
+
+@pytest.mark.parametrize("torn", [b"", b"v1\nv2", bytes(9)], ids=["empty", "cut", "zeros"])
+def test_a_variant_that_may_be_torn_does_not_cost_the_older_one(path: Path, torn: bytes) -> None:
+    store = open_store(Disk(), str(path), 2)
+    write_natively(path, KEY, LARGE, compressed=True, mtime_ns=OLD)
+    write_natively(path, KEY, torn, compressed=False)
+    for call in (lambda: store.set_mtime(KEY, OLD), lambda: store.hide(KEY)):
+        with pytest.raises(ListCorrupt, match="torn"):
+            call()
+    assert not store.drop_stale(KEY)
+    assert files_of(path, KEY) == ["tags.txt", "tags.txt.gz"]
+    store.replace(KEY, SMALL)
+    assert files_of(path, KEY) == ["tags.txt"]
+    store.close()
+
+
+def test_a_corrupt_variant_does_not_cost_the_older_one(path: Path) -> None:
+    store = open_store(Disk(), str(path), 2)
+    write_natively(path, KEY, SMALL, compressed=False, mtime_ns=OLD)
+    write_natively(path, KEY, LARGE, compressed=True).write_bytes(GZIP.encode(LARGE)[:-9])
+    for call in (lambda: store.set_mtime(KEY, OLD), lambda: store.hide(KEY)):
+        with pytest.raises(ListCorrupt):
+            call()
+    assert not store.drop_stale(KEY)
+    assert files_of(path, KEY) == ["tags.txt", "tags.txt.gz"]
+    store.remove(KEY)
+    assert files_of(path, KEY) == []
+    store.close()
+
+
+def test_stale_variants_are_dropped(path: Path) -> None:
+    store = open_store(Disk(), str(path), 2)
+    assert not store.drop_stale(KEY)
+    write_natively(path, KEY, SMALL, compressed=False, mtime_ns=OLD)
+    assert not store.drop_stale(KEY)
+    write_natively(path, KEY, LARGE, compressed=True)
+    assert store.drop_stale(KEY)
+    assert files_of(path, KEY) == ["tags.txt.gz"]
+    assert store.read(KEY) == LARGE
+    store.close()
+
+
+def test_an_inode_that_is_used_again_is_another_version(tmp_path: Path) -> None:
+    """Some file systems give a freed number to the next file; size and requested time may be those of an older list."""
+    store = open_store(Disk(), str(tmp_path))
+    versions = [store.replace(KEY, plain, OLD) for plain in [b"a\n", b"b\n"] * 10]
+    assert len({version.identity for version in versions}) == len(versions)
+    store.close()
 
 
 def test_files_and_directories_are_private(path: Path) -> None:

@@ -245,6 +245,12 @@ CHANGES = [
         lambda store: store.set_mtime(KEY, OLDER - 1),
     ),
     Operation(
+        "drop-stale-two-variants",
+        with_neighbours(stored(SMALL, "", OLD), stored(LARGE, ".zst", OLDER)),
+        lambda store: store.drop_stale(KEY),
+    ),
+    Operation("tell-an-unchanged-list", with_neighbours(stored(SMALL)), lambda store: store.is_stored_as(KEY, SMALL)),
+    Operation(
         "remove-repository",
         with_neighbours(("notes", b"x", None), ("tags.txt1", b"y", None)),
         lambda store: store.remove_repository(KEY),
