@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tagfs import taglist
-from tagfs.errors import EmptyingRefused, HandlePoisoned, ListTooLarge, StagingFull, TagListInvalid
+from tagfs.errors import EmptyingRefused, HandlePoisoned, ListTooLarge, StagingFull, TagfsError, TagListInvalid
 from tagfs.inodes import DirectoryNode, ListNode, ScratchNode
 from tagfs.names import RepositoryKey
 from tagfs.store import Snapshot, Stage
@@ -44,13 +44,14 @@ class Budget:
 
 
 class Buffer:
-    """Bytes that can be written anywhere, within a budget and below `limit`."""
+    """Bytes that can be written anywhere, within a budget and below `limit`; `cost` bytes more count until released."""
 
-    __slots__ = ("_budget", "_bytes", "_limit")
+    __slots__ = ("_budget", "_bytes", "_cost", "_limit")
 
-    def __init__(self, budget: Budget, limit: int, content: bytes = b"") -> None:
-        budget.change(len(content))
+    def __init__(self, budget: Budget, limit: int, content: bytes = b"", cost: int = 0) -> None:
+        budget.change(len(content) + cost)
         self._budget = budget
+        self._cost = cost
         self._bytes = bytearray(content)
         self._limit = limit
 
@@ -81,8 +82,9 @@ class Buffer:
 
     def release(self) -> None:
         """Let the bytes go, and give the budget back."""
-        self._budget.change(-len(self._bytes))
+        self._budget.change(-len(self._bytes) - self._cost)
         self._bytes = bytearray()
+        self._cost = 0
 
     def _grow(self, size: int) -> None:
         if size > self._limit:
@@ -96,7 +98,8 @@ class Buffer:
 class Scratch:
     """A file beside a list that programs replace the list with.
 
-    `hides` says that the list was renamed to this name and its variant is kept; `is_linked` that it has a name.
+    `hides` says that the list was renamed to this name and its variant is kept; `is_linked` that it has a name;
+    `is_torn` that a write to it failed since it was last empty, so that what is there may be a part of what was meant.
     After a rename over the list, `list_key` is the list that what is still open writes to.
     """
 
@@ -105,6 +108,7 @@ class Scratch:
         "hides",
         "is_changed",
         "is_linked",
+        "is_torn",
         "list_key",
         "mtime_ns",
         "node",
@@ -119,17 +123,31 @@ class Scratch:
         self.requested_mtime_ns: int | None = None
         self.hides = False
         self.is_linked = True
+        self.is_torn = False
         self.open_count = 0
         self.list_key: RepositoryKey | None = None
         self.is_changed = False
 
     def write(self, offset: int, data: bytes, now_ns: int) -> None:
-        self.buffer.write(offset, data)
+        try:
+            self.buffer.write(offset, data)
+        except (ListTooLarge, StagingFull):
+            self.is_torn = True
+            raise
         self._change(now_ns)
 
     def truncate(self, size: int, now_ns: int) -> None:
         self.buffer.truncate(size)
+        self.is_torn = self.is_torn and size > 0
         self._change(now_ns)
+
+    def list_content(self) -> bytes:
+        """The bytes, as a list that they are to become; TagListInvalid."""
+        if self.is_torn:
+            raise TagListInvalid(None, "a write to it failed: is the list whole?")
+        plain = self.buffer.content()
+        taglist.validate(plain)
+        return plain
 
     def _change(self, now_ns: int) -> None:
         self.mtime_ns = now_ns
@@ -174,7 +192,7 @@ class Writer:
         self.was_written = False
         """At least one write or truncation, as opposed to O_TRUNC alone."""
         self.is_closed = False
-        self._poison: TagListInvalid | None = None
+        self._poison: TagfsError | None = None
         self._screen = taglist.Screen()
         self._budget = budget
         self._limit = limit
@@ -230,18 +248,19 @@ class Writer:
         Raises:
             TagListInvalid: refused; the handle is poisoned.
             HandlePoisoned: it was poisoned before.
-            ListTooLarge, StagingFull: nothing was written.
+            ListTooLarge, StagingFull: nothing was written, and the handle is poisoned too: a program may ignore it,
+                and what it wrote before is a part.
         """
         self._require_sound()
-        buffer = self._load()
-        if self.appends:
-            offset = len(buffer)
         try:
+            buffer = self._load()
+            if self.appends:
+                offset = len(buffer)
             self._screen.check(offset, data)
-        except TagListInvalid as error:
+            buffer.write(offset, data)
+        except (TagListInvalid, ListTooLarge, StagingFull) as error:
             self._poison = error
             raise
-        buffer.write(offset, data)
         self._change()
 
     def truncate(self, size: int) -> None:

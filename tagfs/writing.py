@@ -20,10 +20,12 @@ from tagfs.errors import (
     EmptyingRefused,
     HandlePoisoned,
     ListMissing,
+    ListTooLarge,
     NameRefused,
     NotPermitted,
     OtherDirectory,
     RepositoryMissing,
+    StagingFull,
     TagfsError,
     TagListInvalid,
     VersionGone,
@@ -35,6 +37,12 @@ from tagfs.store import Snapshot, Stage, Store, Version
 from tagfs.tree import LIST_NAME, Attributes, Tree, View, check_path
 
 log = logging.getLogger(__name__)
+
+SCRATCH_NAME_LIMIT = 255
+"""Bytes in the name of a scratch file, as statfs tells programs."""
+
+SCRATCH_COST = 1024
+"""Bytes that a scratch file counts for besides its content."""
 
 BUDGET_LISTS = 4
 """How many lists of the largest allowed size open writers and scratch files may hold in memory together."""
@@ -71,7 +79,7 @@ class WritableTree(Tree):
     def _file(self, key: RepositoryKey, name: bytes, pid: int) -> Node:
         if name != LIST_NAME:
             try:
-                return self._scratch[key][name].node
+                return self.inodes.restore(self._scratch[key][name].node)
             except KeyError:
                 raise ListMissing(f"{key} has no {name!r}") from None
         try:
@@ -202,7 +210,7 @@ class WritableTree(Tree):
             raise NotPermitted(f"files are in {BASE}/<namespace>/<repository> and nowhere else")
         key = RepositoryKey(path[1], path[2])
         self._mtime_ns(path)
-        self._refuse_compressed(key, name)
+        self._require_name(key, name)
         try:
             node = self._file(key, name, pid)
             if flags & os.O_EXCL:
@@ -213,7 +221,7 @@ class WritableTree(Tree):
                 node = self.inodes.draft(key)
                 handle = self._open_writer(node, flags, pid)
             else:
-                node = self._new_scratch(key, name, Buffer(self._budget, self._limit)).node
+                node = self._new_scratch(key, name, Buffer(self._budget, self._limit, cost=SCRATCH_COST)).node
                 handle = self.open(node.id, flags, pid)
         attributes = self._attributes(node, pid)
         self.inodes.remember(node)
@@ -251,7 +259,10 @@ class WritableTree(Tree):
         self._scratch_by_node[scratch.node.id] = scratch
         return scratch
 
-    def _refuse_compressed(self, key: RepositoryKey, name: bytes) -> None:
+    def _require_name(self, key: RepositoryKey, name: bytes) -> None:
+        """NameRefused, NotPermitted unless a file of this name can be made in the directory of a repository."""
+        if len(name) > SCRATCH_NAME_LIMIT:
+            raise NameRefused(f"a name of {len(name)} bytes, at most {SCRATCH_NAME_LIMIT} are allowed")
         if name in _COMPRESSED_NAMES:
             log.error(
                 "%s/%s: refused, this mount compresses by itself; raise Flux's --storage-compression-threshold"
@@ -272,7 +283,7 @@ class WritableTree(Tree):
         return super().read(handle, offset, size)
 
     def write(self, handle: int, offset: int, data: bytes) -> None:
-        """Raises TagListInvalid (and the handle is poisoned), HandlePoisoned, ListTooLarge, StagingFull."""
+        """Raises TagListInvalid, ListTooLarge, StagingFull (the handle is poisoned), HandlePoisoned."""
         opened = self._handles[handle]
         if isinstance(opened, ScratchHandle):
             opened.scratch.write(offset, data, time.time_ns())
@@ -280,7 +291,7 @@ class WritableTree(Tree):
         assert isinstance(opened, WriteHandle)
         try:
             opened.writer.write(offset, data)
-        except TagListInvalid as error:
+        except (TagListInvalid, ListTooLarge, StagingFull) as error:
             log.warning("%s: write refused: %s; closing this handle commits nothing", opened.node.key.path, error)
             raise
 
@@ -468,7 +479,7 @@ class WritableTree(Tree):
         if parent != new_parent or len(path) != 3:
             raise OtherDirectory("a rename stays in the directory of its repository")
         key = RepositoryKey(path[1], path[2])
-        self._refuse_compressed(key, new_name)
+        self._require_name(key, new_name)
         if flags & RENAME_NOREPLACE and self._is_there(key, new_name):
             raise AlreadyExists(f"{new_name!r} is in {key.directory}")
         if name == new_name:
@@ -491,7 +502,7 @@ class WritableTree(Tree):
         version = self._current(key).version
         assert version is not None
         # Here, where there not being room for it is still an answer.
-        buffer = Buffer(self._budget, self._limit, bytes(version.size))
+        buffer = Buffer(self._budget, self._limit, bytes(version.size), SCRATCH_COST)
 
         def run() -> bytes:
             content = self.store.read(key)
@@ -513,9 +524,8 @@ class WritableTree(Tree):
 
     def _rename_over(self, key: RepositoryKey, scratch: Scratch) -> Step:
         """A scratch file over the list: commits what has been written to it, released or not."""
-        plain = scratch.buffer.content()
         try:
-            taglist.validate(plain)
+            plain = scratch.list_content()
         except TagListInvalid as error:
             log.warning("%s/%s: rename to %s refused: %s", key.directory, _shown(scratch.node.name), LIST, error)
             raise
@@ -537,9 +547,8 @@ class WritableTree(Tree):
         """What was written to a scratch file since it was renamed over the list; TagListInvalid."""
         if scratch.list_key is None or not scratch.is_changed:
             return None
-        plain = scratch.buffer.content()
         try:
-            taglist.validate(plain)
+            plain = scratch.list_content()
         except TagListInvalid as error:
             log.warning("%s: what was written after its rename is refused: %s", scratch.list_key.path, error)
             raise
@@ -603,6 +612,8 @@ class WritableTree(Tree):
         if not scratch.is_linked and scratch.open_count == 0:
             self._scratch_by_node.pop(scratch.node.id, None)
             scratch.buffer.release()
+            if scratch.node.lookups <= 0:
+                self.inodes.drop(scratch.node)
 
     def _detach_writers(self, key: RepositoryKey) -> bool:
         """Let open writers of a deleted list commit nothing; -> whether there were any."""
@@ -712,11 +723,14 @@ def run(step: Step | None) -> None:
 
 
 def _appended(store: Store, key: RepositoryKey, tail: bytes) -> bytes:
-    """The current list and `tail` behind it."""
+    """The current list and `tail` behind it; TagListInvalid where that one lacks its last newline."""
     try:
-        return store.read(key) + tail
+        head = store.read(key)
     except (ListMissing, RepositoryMissing):
         return tail
+    if tail and head and not head.endswith(b"\n"):
+        raise TagListInvalid(None, "the list has no newline at its end: an append would change its last tag")
+    return head + tail
 
 
 def _touching(store: Store, key: RepositoryKey, mtime_ns: int) -> Callable[[], Version]:

@@ -248,11 +248,17 @@ def test_cutting_loads_the_base() -> None:
     assert one.take() == b"v1\nv3\n"
 
 
-def test_what_is_over_the_limit_writes_nothing_and_does_not_poison() -> None:
+def test_what_is_over_the_limit_writes_nothing_and_poisons() -> None:
+    """A program may ignore it: what it wrote before would be a part of its list."""
     one = writer(b"v1\n", limit=6)
+    one.write(0, b"v8\n")
     with pytest.raises(ListTooLarge):
-        one.write(0, b"v2\nv3\nv4\n")
-    assert one.content() == b"v1\n"
+        one.write(3, b"v2\nv3\nv4\n")
+    assert one.content() == b"v8\n"
+    for use in (lambda: one.write(3, b"v9\n"), one.take):
+        with pytest.raises(HandlePoisoned):
+            use()
+    one.truncate(0)
     one.write(0, b"v9\n")
     assert one.take() == b"v9\n"
 
