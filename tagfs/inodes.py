@@ -135,6 +135,11 @@ class Inodes:
     def scratch(self, key: RepositoryKey, name: bytes) -> ScratchNode:
         return self._add(ScratchNode(next(self._ids), key, name))
 
+    def restore(self, node: ScratchNode) -> ScratchNode:
+        """The node of a scratch file that is still there, though the kernel may have forgotten it."""
+        self._nodes[node.id] = node
+        return node
+
     def remember(self, node: Node) -> None:
         """Count one more reference that the kernel was given."""
         node.lookups += 1

@@ -403,6 +403,7 @@ def test_the_budget_is_whole_when_all_are_closed(
     budget = Budget(60)
     writers = [writer(base, appends=appends, truncates=truncates, budget=budget) for base, appends, truncates in kinds]
     scratch = Scratch(Inodes().scratch(KEY, b"x"), Buffer(budget, 40), 0)
+    begun: list[Writer] = []
     for which, steps in acts:
         for act, position, data in steps:
             try:
@@ -421,12 +422,12 @@ def test_the_budget_is_whole_when_all_are_closed(
                     plain = one.take()
                     if plain is not None:
                         one.staged = Staged(plain, appends=one.is_appending)
-                elif act == "begin":
-                    one.begin()
-                elif act == "committed":
-                    one.committed()
-                else:
-                    one.failed()
+                elif act == "begin" and one not in begun:
+                    if one.begin() is not None:
+                        begun.append(one)
+                elif act in ("committed", "failed") and one in begun:
+                    begun.remove(one)
+                    one.committed() if act == "committed" else one.failed()
             except (TagListInvalid, HandlePoisoned, EmptyingRefused, ListTooLarge, StagingFull):
                 pass
             assert 0 <= budget.used <= budget.limit
