@@ -403,9 +403,11 @@ class RealMachine(Machine):
         return RootedDisk(str(self.path / "store"))
 
     def teardown(self) -> None:
-        super().teardown()
-        assert (self.path / "outside" / LIST).read_bytes() == b"stolen\n"
-        shutil.rmtree(self.path)
+        try:
+            super().teardown()
+            assert (self.path / "outside" / LIST).read_bytes() == b"stolen\n"
+        finally:
+            shutil.rmtree(self.path)
 
     @rule(key=keys, name=st.sampled_from(["tags.txt", "tags.txt.gz", "tags.txt.zst", ".tagfs-hidden.tags.txt"]))
     def leave_a_link(self, key: RepositoryKey, name: str) -> None:
