@@ -27,7 +27,7 @@ from tagfs.errors import (
     VersionExpired,
 )
 from tagfs.inventory import Inventory
-from tagfs.kube import Kube
+from tagfs.kube import WATCH_PATIENCE, Kube
 from tagfs.names import RepositoryKey
 from tagfs.pacing import Backoff
 
@@ -146,7 +146,7 @@ class KubernetesInventory(Inventory):
                         self._note(scope, change.metadata, change.is_there)
                         scope.version = change.version
         except ApiUnreachable:
-            if is_silent:
+            if is_silent and trio.current_time() - since >= WATCH_PATIENCE:
                 # Perhaps it waits for a version that the server, restored from a backup, has yet to reach.
                 scope.version = None
             raise
