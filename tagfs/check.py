@@ -12,7 +12,6 @@ from contextlib import closing
 
 from tagfs import sentinel, taglist, variants
 from tagfs.codec import CODECS, Codec, Undecodable
-from tagfs.directory import codecs_of
 from tagfs.disk import Disk, FileStatus
 from tagfs.errors import ListTooLarge, StoreRefused, StoreWaiting, TagListInvalid
 from tagfs.findings import FINDINGS_KEPT, Finding, Findings
@@ -30,6 +29,7 @@ from tagfs.names import (
     RepositoryKey,
     is_flux_temporary,
 )
+from tagfs.policy import codecs_of
 from tagfs.survey import SETTLING_SECONDS
 from tagfs.variants import Variant
 from tagfs.walk import Visitor, opened_key, read_variant, sentence, walk

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 
 from tagfs import sentinel, variants
 from tagfs.codec import CODECS, ZSTD, Undecodable, named
-from tagfs.directory import DirectoryStore, Policy
+from tagfs.directory import DirectoryStore
 from tagfs.disk import Disk
 from tagfs.errors import ListCorrupt, ListTooLarge
 from tagfs.holder import take
 from tagfs.names import LIST, RepositoryKey
+from tagfs.policy import Policy
 from tagfs.variants import Variant
 from tagfs.walk import Visitor, is_still, opened_key, read_variant, sentence, walk
 

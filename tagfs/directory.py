@@ -1,42 +1,24 @@
 """Directory store: the tag lists of a backing directory.  Blocking.
 
-Owns: variants, which one wins, replacing, hiding and deleting them; names beneath, opened safely.
+Owns: replacing, hiding and deleting the variants of a list, each step durable before the next.
 Does not know: FUSE, trio, Kubernetes.
 Invariant: a reader sees the old tag list or the new one, never a mix, at every crash.
 Source of the layout and of which variant wins: Flux's `internal/storage/filesystem.go` (image-reflector-controller).
 """
 
-import errno
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 
-from tagfs import sentinel, taglist, variants
-from tagfs.codec import CODECS, GZIP, PLAIN, ZSTD, Codec
+from tagfs import taglist, variants
+from tagfs.codec import Codec
+from tagfs.directories import Directories
 from tagfs.disk import Disk
-from tagfs.errors import (
-    AlreadyExists,
-    CommitUncertain,
-    DirectoryNotEmpty,
-    ListCorrupt,
-    ListMissing,
-    ListTooLarge,
-    RepositoryMissing,
-    StoreRefused,
-    StoreWaiting,
-)
-from tagfs.names import BASE, HIDDEN_PREFIX, LIST, RepositoryKey, check_namespace, is_namespace, is_repository
+from tagfs.errors import CommitUncertain, ListCorrupt, ListMissing, ListTooLarge, RepositoryMissing
+from tagfs.names import HIDDEN_PREFIX, LIST, RepositoryKey
+from tagfs.policy import Policy
 from tagfs.staging import StageDirectory
-from tagfs.store import Snapshot, Stage, Store, Version
+from tagfs.store import Snapshot, Stage, Version
 from tagfs.variants import PinnedFile, Variant
-
-DEFAULT_THRESHOLD = 4096
-"""Bytes: one block of a disk; below it compression saves nothing there."""
-
-DEFAULT_LIST_LIMIT = 64 << 20
-"""Bytes of one plain list."""
 
 _LOOKS = 3
 """How often to look for a list before it is missing: a writer beneath that switches variants shows none between."""
@@ -46,137 +28,18 @@ _LATER_NS = 1_000_000_000
 coarsest time stamp in use."""
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How lists are stored: `compressed` from `threshold` plain bytes on, none over `list_limit` plain bytes."""
-
-    compressed: Codec = ZSTD
-    threshold: int = DEFAULT_THRESHOLD
-    list_limit: int = DEFAULT_LIST_LIMIT
-
-    def codec_for(self, size: int) -> Codec:
-        return self.compressed if size >= self.threshold else PLAIN
-
-
-def codecs_of(format_: int) -> tuple[Codec, ...]:
-    """The codecs whose variants belong to a store's format."""
-    return (PLAIN, GZIP) if format_ == sentinel.FLUX_FORMAT else CODECS
-
-
-class DirectoryStore(Store):
+class DirectoryStore(Directories):
     """The store in the directory `root`, whose format the sentinels have said to be `format_`.
 
     Owns the descriptor `root` from now on.
     """
 
     def __init__(self, disk: Disk, root: int, format_: int, policy: Policy) -> None:
-        self.disk = disk
-        self.root = root
-        self.format = format_
+        super().__init__(disk, root, format_)
         self.policy = policy
-        self.codecs = codecs_of(format_)
-        # INVARIANT: holds only directories whose entry in the directory above is durable.
-        self._durable: set[tuple[str, ...]] = set()
         # INVARIANT: a list whose current version has this identity is durable.
         self._settled: dict[RepositoryKey, tuple[int, ...]] = {}
         self.stages = StageDirectory(disk, root)
-
-    # -- directories
-
-    def namespaces(self) -> list[str]:
-        names: list[str] = []
-        with suppress(RepositoryMissing), self.opened() as base:
-            names = [name for name, is_dir in self.disk.names(base) if is_dir and is_namespace(name)]
-        self._require_current()
-        return names
-
-    def repositories(self, namespace: str) -> list[str]:
-        with self.opened(namespace) as directory:
-            names = [name for name, is_dir in self.disk.names(directory) if is_dir and is_repository(name)]
-        self._require_current()
-        return names
-
-    def directory_mtime_ns(self, namespace: str | None = None, name: str | None = None) -> int:
-        try:
-            with self.opened(*(part for part in (namespace, name) if part is not None)) as directory:
-                return self.disk.stat_open(directory).st_mtime_ns
-        except (RepositoryMissing, StoreWaiting, StoreRefused):
-            if namespace is not None:
-                raise
-            return self.disk.stat_open(self.root).st_mtime_ns
-
-    def make_namespace(self, namespace: str) -> None:
-        check_namespace(namespace)
-        self._require_current()
-        with suppress(AlreadyExists):
-            self._make_dir(self.root, BASE, ())
-        with self.opened() as base:
-            self._make_dir(base, namespace, (namespace,))
-
-    def make_repository(self, key: RepositoryKey) -> None:
-        self._require_current()
-        with self.opened(key.namespace) as directory:
-            self._make_dir(directory, key.name, (key.namespace, key.name))
-
-    def remove_namespace(self, namespace: str) -> None:
-        self._require_current()
-        with self.opened(namespace), self.opened() as base:
-            try:
-                self.disk.remove_dir(base, namespace)
-            except FileNotFoundError:
-                raise RepositoryMissing(f"{namespace} is not in the store") from None
-            except OSError as error:
-                raise _not_empty(error, f"{BASE}/{namespace}") from error
-            self._durable.discard((namespace,))
-
-    def remove_repository(self, key: RepositoryKey) -> None:
-        self._require_current()
-        with self.opened(key.namespace) as directory:
-            with self.opened(key.namespace, key.name) as inner:
-                # The names first: a list that another program puts there now is not among them.
-                names = self.disk.names(inner)
-                if self._variants(inner):
-                    raise DirectoryNotEmpty(f"{key.directory} has a list")
-                if any(is_dir for _, is_dir in names):
-                    raise DirectoryNotEmpty(f"{key.directory} holds a directory")
-                for name, _ in names:
-                    with suppress(FileNotFoundError):
-                        self.disk.unlink(inner, name)
-            try:
-                self.disk.remove_dir(directory, key.name)
-            except OSError as error:
-                raise _not_empty(error, key.directory) from error
-            self._durable.discard((key.namespace, key.name))
-
-    @contextmanager
-    def opened(self, *path: str) -> Iterator[int]:
-        """The descriptor of a directory below BASE, reached without following a link; RepositoryMissing."""
-        directory = self.root
-        try:
-            for name in (BASE, *path):
-                try:
-                    if name != BASE and not is_repository(name):
-                        raise FileNotFoundError
-                    inner = self.disk.open_dir(directory, name)
-                except (FileNotFoundError, NotADirectoryError) as error:
-                    self._require_current()
-                    if directory == self.root and isinstance(error, NotADirectoryError):
-                        raise StoreRefused(f"{BASE} in the store is no directory, and a link is not followed") from None
-                    raise RepositoryMissing(f"{'/'.join((BASE, *path))} is not in the store") from None
-                above, directory = directory, inner
-                if above != self.root:
-                    self.disk.close(above)
-            yield directory
-        finally:
-            if directory != self.root:
-                self.disk.close(directory)
-
-    def _make_dir(self, directory: int, name: str, path: tuple[str, ...]) -> None:
-        try:
-            self.disk.make_dir(directory, name)
-        except FileExistsError:
-            raise AlreadyExists(f"{name} is in the store") from None
-        self._durable.discard(path)
 
     # -- reading
 
@@ -217,9 +80,6 @@ class DirectoryStore(Store):
 
     def _pin(self, directory: int, key: RepositoryKey, variant: Variant) -> PinnedFile:
         return PinnedFile(self.disk, directory, variant, f"{key.directory}/{variant.name}", self.policy.list_limit)
-
-    def _variants(self, directory: int) -> list[Variant]:
-        return variants.find(self.disk, directory, self.codecs)
 
     # -- writing
 
@@ -352,34 +212,9 @@ class DirectoryStore(Store):
                 return True
         return False
 
-    def space(self) -> os.statvfs_result:
-        return self.disk.space(self.root)
-
     def close(self) -> None:
         self.stages.close()
-        self.disk.close(self.root)
-
-    def _require_current(self) -> None:
-        """A writer must not add lists to a directory that has become another program's."""
-        if not sentinel.is_current(self.disk, self.root, self.format):
-            raise StoreWaiting("the store was wiped, or its version changed, beneath")
-
-    def _make_directories(self, key: RepositoryKey) -> None:
-        with suppress(AlreadyExists):
-            self.make_namespace(key.namespace)
-        with suppress(AlreadyExists):
-            self.make_repository(key)
-
-    def _sync_directories(self, key: RepositoryKey) -> None:
-        """Make the entries of all directories above a list durable, each once in the life of the store."""
-        for path in ((), (key.namespace,), (key.namespace, key.name)):
-            if path not in self._durable:
-                if not path:
-                    self.disk.sync_dir(self.root)
-                else:
-                    with self.opened(*path[:-1]) as above:
-                        self.disk.sync_dir(above)
-                self._durable.add(path)
+        self._close_root()
 
     def _outrank(self, stage: "_StagedFile", stale: list[Variant], mtime_ns: int | None) -> int | None:
         """Set the time of a stage; -> the time to set once every stale variant is gone, None where it is set now.
@@ -458,9 +293,3 @@ class _StagedFile(Stage):
 def _is_whole(plain: bytes) -> bool:
     """Whether a list that another program may have written, and not synced, shows that all of it is there."""
     return plain != b"" and next(taglist.faults(plain), None) is None
-
-
-def _not_empty(error: OSError, path: str) -> Exception:
-    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-        return DirectoryNotEmpty(f"{path} is not empty")
-    return error

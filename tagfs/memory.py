@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 
 from tagfs.codec import PLAIN
-from tagfs.directory import DEFAULT_LIST_LIMIT
 from tagfs.errors import (
     AlreadyExists,
     DirectoryNotEmpty,
@@ -20,6 +19,7 @@ from tagfs.errors import (
     RepositoryMissing,
 )
 from tagfs.names import RepositoryKey, check_namespace
+from tagfs.policy import DEFAULT_LIST_LIMIT
 from tagfs.store import Snapshot, Stage, Store, Version
 
 _BLOCK = 512

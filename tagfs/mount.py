@@ -21,7 +21,7 @@ import trio
 from tagfs import codec, mountpoint, sentinel, tidy
 from tagfs.changes import Changes
 from tagfs.commits import Commits
-from tagfs.directory import DirectoryStore, Policy
+from tagfs.directory import DirectoryStore
 from tagfs.disk import DIRECTORY_MODE, Disk
 from tagfs.errors import MountRefused, StoreHeld, StoreRefused, StoreWaiting, TagfsError
 from tagfs.handles import Step
@@ -29,6 +29,7 @@ from tagfs.holder import holder_of
 from tagfs.names import BASE
 from tagfs.notifier import Notifier
 from tagfs.operations import Operations
+from tagfs.policy import Policy
 from tagfs.sentinel import Condition
 from tagfs.settings import MountSettings
 from tagfs.tree import Tree, View

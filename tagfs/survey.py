@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 
 from tagfs import sentinel, taglist, variants
 from tagfs.codec import GZIP, ZSTD, Undecodable
-from tagfs.directory import codecs_of
 from tagfs.disk import Disk
 from tagfs.errors import ListTooLarge, MountRefused, StoreRefused, StoreWaiting
 from tagfs.holder import open_store
 from tagfs.mountpoint import FSTYPE, Mounted, holding
 from tagfs.names import BASE, LIST, RepositoryKey
+from tagfs.policy import codecs_of
 from tagfs.variants import Variant
 from tagfs.walk import Visitor, opened_key, read_variant, sentence, walk
 

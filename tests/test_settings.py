@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagfs import codec, directory
+from tagfs import codec, policy
 from tagfs.errors import SettingRefused
 from tagfs.settings import SETTINGS, MountSettings, resolve, value_of
 
@@ -19,7 +19,7 @@ def resolved(flags: dict[str, str] | None = None, *options: str, **environment: 
 
 def test_defaults_are_those_of_the_store() -> None:
     assert resolved() == DEFAULTS
-    assert (DEFAULTS.threshold, DEFAULTS.list_limit) == (directory.DEFAULT_THRESHOLD, directory.DEFAULT_LIST_LIMIT)
+    assert (DEFAULTS.threshold, DEFAULTS.list_limit) == (policy.DEFAULT_THRESHOLD, policy.DEFAULT_LIST_LIMIT)
 
 
 def test_every_field_but_the_two_paths_is_a_setting() -> None:

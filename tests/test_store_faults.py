@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tagfs import sentinel
-from tagfs.directory import DirectoryStore, Policy
+from tagfs.directory import DirectoryStore
+from tagfs.policy import Policy
 from tagfs.disk import Disk
 from tagfs.errors import CommitUncertain, ListMissing, StoreWaiting, TagfsError
 from tagfs.names import BASE, LIST, LOST_AND_FOUND, STAGE_DIRECTORY, RepositoryKey

@@ -20,7 +20,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from tagfs import sentinel
 from tagfs.codec import CODECS, GZIP, PLAIN, ZSTD, Codec
-from tagfs.directory import DirectoryStore, Policy, _StagedFile, codecs_of
+from tagfs.directory import DirectoryStore, _StagedFile
+from tagfs.policy import Policy, codecs_of
 from tagfs.disk import Disk
 from tagfs.errors import DirectoryNotEmpty, ListCorrupt, ListMissing, RepositoryMissing, TagfsError
 from tagfs.memory import MemoryStore

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tagfs import sentinel
-from tagfs.directory import DirectoryStore, Policy
+from tagfs.directory import DirectoryStore
+from tagfs.policy import Policy
 from tagfs.disk import Disk
 from tagfs.names import BASE, LIST, RepositoryKey
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from tagfs.check import Check
-from tagfs.directory import DEFAULT_LIST_LIMIT
+from tagfs.policy import DEFAULT_LIST_LIMIT
 from tagfs.findings import Finding
 from tagfs.names import STAGE_DIRECTORY
 

@@ -1,0 +1,179 @@
+"""Directories: the namespaces and repositories of a backing directory.  Blocking.
+
+Owns: making, listing and removing directories, their names opened safely; which of them are durable.
+Does not know: what is in a list.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from tagfs import sentinel, variants
+from tagfs.disk import Disk
+from tagfs.errors import (
+    AlreadyExists,
+    DirectoryNotEmpty,
+    RepositoryMissing,
+    StoreRefused,
+    StoreWaiting,
+)
+from tagfs.names import BASE, RepositoryKey, check_namespace, is_namespace, is_repository
+from tagfs.policy import codecs_of
+from tagfs.store import Store
+from tagfs.variants import Variant
+
+_CLOSED = -1
+"""A number that no descriptor has."""
+
+
+class Directories(Store):
+    """The part of a directory store that is no list.  `root` is the store's descriptor, `format` what its version
+    sentinel said."""
+
+    def __init__(self, disk: Disk, root: int, format_: int) -> None:
+        self.disk = disk
+        self.root = root
+        self.format = format_
+        self.codecs = codecs_of(format_)
+        # INVARIANT: holds only directories whose entry in the directory above is durable.
+        self._durable: set[tuple[str, ...]] = set()
+
+    def namespaces(self) -> list[str]:
+        names: list[str] = []
+        with suppress(RepositoryMissing), self.opened() as base:
+            names = [name for name, is_dir in self.disk.names(base) if is_dir and is_namespace(name)]
+        self._require_current()
+        return names
+
+    def repositories(self, namespace: str) -> list[str]:
+        with self.opened(namespace) as directory:
+            names = [name for name, is_dir in self.disk.names(directory) if is_dir and is_repository(name)]
+        self._require_current()
+        return names
+
+    def directory_mtime_ns(self, namespace: str | None = None, name: str | None = None) -> int:
+        try:
+            with self.opened(*(part for part in (namespace, name) if part is not None)) as directory:
+                return self.disk.stat_open(directory).st_mtime_ns
+        except (RepositoryMissing, StoreWaiting, StoreRefused):
+            if namespace is not None:
+                raise
+            return self.disk.stat_open(self.root).st_mtime_ns
+
+    def make_namespace(self, namespace: str) -> None:
+        check_namespace(namespace)
+        self._require_current()
+        with suppress(AlreadyExists):
+            self._make_dir(self.root, BASE, ())
+        with self.opened() as base:
+            self._make_dir(base, namespace, (namespace,))
+
+    def make_repository(self, key: RepositoryKey) -> None:
+        self._require_current()
+        with self.opened(key.namespace) as directory:
+            self._make_dir(directory, key.name, (key.namespace, key.name))
+
+    def remove_namespace(self, namespace: str) -> None:
+        self._require_current()
+        with self.opened(namespace), self.opened() as base:
+            try:
+                self.disk.remove_dir(base, namespace)
+            except FileNotFoundError:
+                raise RepositoryMissing(f"{namespace} is not in the store") from None
+            except OSError as error:
+                raise _not_empty(error, f"{BASE}/{namespace}") from error
+            self._durable.discard((namespace,))
+
+    def remove_repository(self, key: RepositoryKey) -> None:
+        self._require_current()
+        with self.opened(key.namespace) as directory:
+            with self.opened(key.namespace, key.name) as inner:
+                # The names first: a list that another program puts there now is not among them.
+                names = self.disk.names(inner)
+                if self._variants(inner):
+                    raise DirectoryNotEmpty(f"{key.directory} has a list")
+                if any(is_dir for _, is_dir in names):
+                    raise DirectoryNotEmpty(f"{key.directory} holds a directory")
+                for name, _ in names:
+                    with suppress(FileNotFoundError):
+                        self.disk.unlink(inner, name)
+            try:
+                self.disk.remove_dir(directory, key.name)
+            except OSError as error:
+                raise _not_empty(error, key.directory) from error
+            self._durable.discard((key.namespace, key.name))
+
+    @contextmanager
+    def opened(self, *path: str) -> Iterator[int]:
+        """The descriptor of a directory below BASE, reached without following a link; RepositoryMissing."""
+        directory = self._require_open()
+        try:
+            for name in (BASE, *path):
+                try:
+                    if name != BASE and not is_repository(name):
+                        raise FileNotFoundError
+                    inner = self.disk.open_dir(directory, name)
+                except (FileNotFoundError, NotADirectoryError) as error:
+                    self._require_current()
+                    if directory == self.root and isinstance(error, NotADirectoryError):
+                        raise StoreRefused(f"{BASE} in the store is no directory, and a link is not followed") from None
+                    raise RepositoryMissing(f"{'/'.join((BASE, *path))} is not in the store") from None
+                above, directory = directory, inner
+                if above != self.root:
+                    self.disk.close(above)
+            yield directory
+        finally:
+            if directory != self.root:
+                self.disk.close(directory)
+
+    def _make_dir(self, directory: int, name: str, path: tuple[str, ...]) -> None:
+        try:
+            self.disk.make_dir(directory, name)
+        except FileExistsError:
+            raise AlreadyExists(f"{name} is in the store") from None
+        self._durable.discard(path)
+
+    def space(self) -> os.statvfs_result:
+        return self.disk.space(self._require_open())
+
+    def _close_root(self) -> None:
+        """Whoever still has this store is told so: the number of a closed descriptor may be another file's."""
+        root, self.root = self.root, _CLOSED
+        self.disk.close(root)
+
+    def _require_open(self) -> int:
+        if self.root == _CLOSED:
+            raise StoreWaiting("the store was closed")
+        return self.root
+
+    def _require_current(self) -> None:
+        """A writer must not add lists to a directory that has become another program's."""
+        if not sentinel.is_current(self.disk, self._require_open(), self.format):
+            raise StoreWaiting("the store was wiped, or its version changed, beneath")
+
+    def _make_directories(self, key: RepositoryKey) -> None:
+        with suppress(AlreadyExists):
+            self.make_namespace(key.namespace)
+        with suppress(AlreadyExists):
+            self.make_repository(key)
+
+    def _sync_directories(self, key: RepositoryKey) -> None:
+        """Make the entries of all directories above a list durable, each once in the life of the store."""
+        for path in ((), (key.namespace,), (key.namespace, key.name)):
+            if path not in self._durable:
+                if not path:
+                    self.disk.sync_dir(self.root)
+                else:
+                    with self.opened(*path[:-1]) as above:
+                        self.disk.sync_dir(above)
+                self._durable.add(path)
+
+    def _variants(self, directory: int) -> list[Variant]:
+        return variants.find(self.disk, directory, self.codecs)
+
+
+def _not_empty(error: OSError, path: str) -> Exception:
+    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        return DirectoryNotEmpty(f"{path} is not empty")
+    return error

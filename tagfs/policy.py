@@ -1,0 +1,33 @@
+"""Policy: how a store's lists are stored: from which size on compressed, with what, and how large at most.  Pure.
+
+Owns: the defaults; which codecs belong to which format.
+Does not know: files.
+"""
+
+from dataclasses import dataclass
+
+from tagfs import sentinel
+from tagfs.codec import CODECS, GZIP, PLAIN, ZSTD, Codec
+
+DEFAULT_THRESHOLD = 4096
+"""Bytes: one block of a disk; below it compression saves nothing there."""
+
+DEFAULT_LIST_LIMIT = 64 << 20
+"""Bytes of one plain list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How lists are stored: `compressed` from `threshold` plain bytes on, none over `list_limit` plain bytes."""
+
+    compressed: Codec = ZSTD
+    threshold: int = DEFAULT_THRESHOLD
+    list_limit: int = DEFAULT_LIST_LIMIT
+
+    def codec_for(self, size: int) -> Codec:
+        return self.compressed if size >= self.threshold else PLAIN
+
+
+def codecs_of(format_: int) -> tuple[Codec, ...]:
+    """The codecs whose variants belong to a store's format."""
+    return (PLAIN, GZIP) if format_ == sentinel.FLUX_FORMAT else CODECS
