@@ -68,11 +68,12 @@ class Complaints:
 
     _KEPT = 1000
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._said: dict[str, float] = {}
 
     def say(self, sentence: str) -> None:
-        now = time.monotonic()
+        now = self._clock()
         if now - self._said.get(sentence, -REPEAT_AFTER) < REPEAT_AFTER:
             return
         if len(self._said) >= self._KEPT:
@@ -195,7 +196,10 @@ class Operations(pyfuse3.Operations):
         await self._quiet(inode)
         if inode == ROOT_ID:
             return self._entry(Attributes(ROOT_ID, Tree.directory_mode(self._is_writable), attr_timeout=FOREVER))
-        return self._entry(self._held().attributes(inode, ctx.pid))
+        tree = self._held()
+        if tree.is_directory(inode):
+            tree = self._named()
+        return self._entry(tree.attributes(inode, ctx.pid))
 
     @answered
     async def setattr(
@@ -216,7 +220,7 @@ class Operations(pyfuse3.Operations):
         told = StatvfsData()
         told.f_bsize = told.f_frsize = 4096
         told.f_namemax = 255
-        if self.tree is not None:
+        if self.tree is not None and self.waiting is None:
             space = self.tree.store.space()
             told.f_bsize, told.f_frsize = space.f_bsize, space.f_frsize
             told.f_blocks, told.f_bfree, told.f_bavail = space.f_blocks, space.f_bfree, space.f_bavail
@@ -322,11 +326,11 @@ class Operations(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         """Answered before the commit is durable: nobody waits for the answer but the kernel's background slots."""
         tree = self._held()
-        if isinstance(tree, WritableTree):
-            step = tree.commit(fh)
-            if step is not None:
+        try:
+            if isinstance(tree, WritableTree) and (step := tree.commit(fh)) is not None:
                 self._commits.submit(step)
-        tree.release(fh)
+        finally:
+            tree.release(fh)
 
     # -- names that change
 
