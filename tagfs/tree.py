@@ -286,15 +286,11 @@ class Tree:
         if shared is None:
             snapshot = self.store.open(node.key)
             if node.version is None or snapshot.version.identity != node.version.identity:
-                self._meet_other(node, snapshot)
+                snapshot.close()
+                raise VersionGone(f"{node.key} was replaced")
             shared = snapshot, 0
         self._pinned[node.id] = shared[0], shared[1] + 1
         return shared[0]
-
-    def _meet_other(self, node: ListNode, snapshot: Snapshot) -> None:
-        """What to do where a node that nobody has open is opened, and `snapshot` is the list meanwhile."""
-        snapshot.close()
-        raise VersionGone(f"{node.key} was replaced")
 
     def _unpin(self, node: ListNode) -> None:
         snapshot, readers = self._pinned[node.id]

@@ -11,6 +11,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from tagfs import taglist
 from tagfs.errors import (
@@ -44,6 +45,9 @@ SCRATCH_NAME_LIMIT = 255
 SCRATCH_COST = 1024
 """Bytes that a scratch file counts for besides its content."""
 
+LATE_FOR = 1.0
+"""Seconds in which a program opens the next version, whose open was refused because the list had just been replaced."""
+
 BUDGET_LISTS = 4
 """How many lists of the largest allowed size open writers and scratch files may hold in memory together."""
 
@@ -53,6 +57,14 @@ RENAME_NOREPLACE = 1
 _COMPRESSED_NAMES = (LIST_NAME + b".gz", LIST_NAME + b".zst")
 _EXTENDED = (b"user.tagfs.revision", b"user.tagfs.count", b"user.tagfs.codec", b"user.tagfs.stored-size")
 _BLOCK = 512
+
+
+@dataclass(slots=True)
+class _Late:
+    """Whose open of a list came too late: until when the next one is expected, and the node `kept` for it."""
+
+    until: float = 0.0
+    kept: ListNode | None = None
 
 
 class WritableTree(Tree):
@@ -71,6 +83,8 @@ class WritableTree(Tree):
         # INVARIANT: every scratch file that has a name or is open, by the id of its node.
         self._scratch_by_node: dict[int, Scratch] = {}
         self._writers: dict[RepositoryKey, list[WriteHandle]] = {}
+        # INVARIANT: (key, who) of each who was just refused a version that had been replaced.
+        self._late: dict[tuple[RepositoryKey, int], _Late] = {}
         # INVARIANT: the keys whose list may not survive a power cut, so that writing the same again changes something.
         self._uncertain: set[RepositoryKey] = set()
 
@@ -201,7 +215,24 @@ class WritableTree(Tree):
             writer = self._writer_seen_by(node, pid)
             content = writer.content() if writer is not None else b""
             return self._open(ReadHandle(None, lambda: content))
-        return super().open(id_, flags, pid)
+        if not isinstance(node, ListNode):
+            return super().open(id_, flags, pid)
+        try:
+            handle = super().open(id_, flags, pid)
+        except VersionGone:
+            self._late.setdefault((node.key, pid), _Late()).until = time.monotonic() + LATE_FOR
+            raise
+        if self._late and (late := self._late.pop((node.key, pid), None)) is not None:
+            self._drop_kept(late)
+        return handle
+
+    def lookup(self, parent: int, name: bytes, pid: int = 0) -> Attributes:
+        attributes = super().lookup(parent, name, pid)
+        if self._late:
+            node = self.inodes.get(attributes.id)
+            if isinstance(node, ListNode) and node.version is not None:
+                self._keep_looked_up(node, pid)
+        return attributes
 
     def create(self, parent: int, name: bytes, flags: int, pid: int = 0) -> tuple[int, Attributes]:
         """Create a file, or open the one that is there; -> (handle, attributes), counted as one reference."""
@@ -228,7 +259,7 @@ class WritableTree(Tree):
         return handle, attributes
 
     def _open_writer(self, node: ListNode, flags: int, pid: int) -> int:
-        base = self._pin(node) if node.version is not None else None
+        base = self._pin_base(node) if node.version is not None else None
         appends, truncates = bool(flags & os.O_APPEND), bool(flags & os.O_TRUNC)
         if base is not None and not appends and not truncates:
             self._require_base(node, base)
@@ -248,10 +279,43 @@ class WritableTree(Tree):
             self._unpin(node)
             raise VersionGone(f"{node.key} was replaced, and readers still have the old version open")
 
-    def _meet_other(self, node: ListNode, snapshot: Snapshot) -> None:
-        """The kernel keeps nothing of a node here, and repeats an open just once: the next replacement must not be
-        an error to the program."""
-        self.inodes.promote(node, snapshot.version)
+    def _pin_base(self, node: ListNode) -> Snapshot:
+        """The snapshot that a writer begins with.  The kernel keeps nothing for writers of a node, and repeats an open
+        just once: where the list was replaced since it was looked up, the node stands for the new version."""
+        try:
+            return self._pin(node)
+        except VersionGone:
+            self.inodes.promote(node, self.store.examine(node.key))
+            return self._pin(node)
+
+    def _keep_looked_up(self, node: ListNode, pid: int) -> None:
+        """Keep the version that was just looked up for the open that follows, where the one before came too late.
+
+        For readers a node never changes its version, because the kernel may have its size and its pages; so the open
+        of a version that was replaced is refused, once, and the kernel looks the list up again.
+        """
+        late = self._late.get((node.key, pid))
+        if late is None or late.kept is node:
+            return
+        self._drop_kept(late)
+        try:
+            self._pin(node)
+        except (TagfsError, OSError):
+            return  # Opening it will say so.
+        late.kept = node
+
+    def _drop_kept(self, late: _Late) -> None:
+        if late.kept is not None:
+            self._unpin(late.kept)
+            late.kept = None
+
+    def _give_up_late(self) -> None:
+        """Let go of what was kept for programs that did not open it."""
+        now = time.monotonic()
+        for place, late in [*self._late.items()]:
+            if late.until < now:
+                del self._late[place]
+                self._drop_kept(late)
 
     def _new_scratch(self, key: RepositoryKey, name: bytes, buffer: Buffer) -> Scratch:
         scratch = Scratch(self.inodes.scratch(key, name), buffer, time.time_ns())
@@ -379,6 +443,8 @@ class WritableTree(Tree):
         """Let go of a handle; what it would still commit was taken by `flush` and `commit` before."""
         opened = self._handles.get(handle)
         super().release(handle)
+        if self._late:
+            self._give_up_late()
         if isinstance(opened, ScratchHandle):
             opened.scratch.open_count -= 1
             self._let_go(opened.scratch)

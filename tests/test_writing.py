@@ -1025,10 +1025,10 @@ def test_only_the_namespaces_of_the_view_can_be_made(store: Store) -> None:
 # -- opening while others replace
 
 
-def test_opening_a_version_that_was_replaced_opens_the_current_one(app: Driver) -> None:
+def test_opening_a_version_that_was_replaced_to_write_opens_the_current_one(app: Driver) -> None:
     tree = app.writable
     with app.inside() as directory:
-        for flags in (READ, BOTH, WRITE | os.O_APPEND):
+        for flags in (BOTH, WRITE | os.O_APPEND):
             id_ = tree.lookup(directory, TAGS).id
             app.write(b"v%d\n" % (flags + 5))
             handle = tree.open(id_, flags, PID)

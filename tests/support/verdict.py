@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 from tagfs.check import Check
-from tagfs.policy import DEFAULT_LIST_LIMIT
 from tagfs.findings import Finding
 from tagfs.names import STAGE_DIRECTORY
+from tagfs.policy import DEFAULT_LIST_LIMIT
 
 
 def problems(store: Path) -> list[Finding]:
