@@ -45,7 +45,10 @@ FRESH = 5.0
 """Seconds for which a look that missed a key is good."""
 
 ONE_BY_ONE = 4
-"""Departures up to which each is looked for by itself; for more, one list of all is cheaper."""
+"""Departures up to which each is looked for by itself; for more, a list of their namespace is cheaper."""
+
+GATHER = 0.2
+"""Seconds in which further departures join those, as when a namespace is deleted object by object."""
 
 STEADY = 5.0
 """Seconds after which a watch that ends is no failure."""
@@ -80,13 +83,8 @@ class KubernetesInventory(Inventory):
 
     async def keys(self) -> frozenset[RepositoryKey]:
         found: set[RepositoryKey] = set()
-        try:
-            for scope in self._scopes:
-                found |= (await self._kube.list(await self._collection(scope.namespace), self._key)).items
-        except (ApiFailed, CredentialsMissing) as error:
-            if isinstance(error, ResourceMissing):
-                self._served = None
-            raise InventoryIncomplete(_told(error)) from error
+        for scope in self._scopes:
+            found |= await self._listed(scope.namespace)
         self.last_complete = trio.current_time()
         return frozenset(found)
 
@@ -198,12 +196,17 @@ class KubernetesInventory(Inventory):
 
     async def _confirm(self) -> None:
         """Look for what a watch has told to be gone; what is there all the same has come back."""
-        suspects = list(self._suspects)
+        if len(self._suspects) > ONE_BY_ONE:
+            await trio.sleep(GATHER)
+        if not self._suspects:
+            return
+        first = next(iter(self._suspects))
+        suspects = [key for key in self._suspects if key.namespace == first.namespace]
+        one = ""
+        if len(suspects) <= ONE_BY_ONE:
+            suspects, one = [first], f"metadata.name={first.name}"
         at = trio.current_time()
-        if len(suspects) > ONE_BY_ONE:
-            there: frozenset[RepositoryKey] = await self.keys()
-        else:
-            there = frozenset([key for key in suspects if await self._is_there(key)])
+        there = await self._listed(first.namespace, one)
         for key in suspects:
             # Whoever came back while this looked is no suspect any more.
             if key in self._suspects:
@@ -211,15 +214,16 @@ class KubernetesInventory(Inventory):
                 if key not in there:
                     self._departed[key] = at
 
-    async def _is_there(self, key: RepositoryKey) -> bool:
-        """Whether a key ought to exist, by a fresh look with the selector."""
-        try:
-            collection = await self._collection(key.namespace, f"metadata.name={key.name}")
-            return bool((await self._kube.list(collection, self._key)).items)
-        except (ApiFailed, CredentialsMissing) as error:
-            raise InventoryIncomplete(_told(error)) from error
-
     # -- what is asked for
+
+    async def _listed(self, namespace: str | None, field_selector: str = "") -> set[RepositoryKey]:
+        """Those of a namespace, or of all, that ought to exist, by a fresh look; InventoryIncomplete."""
+        try:
+            return (await self._kube.list(await self._collection(namespace, field_selector), self._key)).items
+        except (ApiFailed, CredentialsMissing) as error:
+            if isinstance(error, ResourceMissing):
+                self._served = None
+            raise InventoryIncomplete(_told(error)) from error
 
     async def _collection(self, namespace: str | None, field_selector: str = "") -> Collection:
         if self._served is None:

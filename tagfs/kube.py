@@ -278,7 +278,12 @@ def _translated(whom: str) -> Iterator[None]:
     except httpcore2.TimeoutException as error:
         raise errors.ApiUnreachable(f"{whom}: silent for too long ({type(error).__name__})") from error
     except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
+        # The pool cuts the chain of causes at its own error, so there it is the context that tells.
+        cause: BaseException = error.__cause__ or error.__context__ or error
+        while (deeper := _deeper(cause)) is not None:
+            cause = deeper
         raise errors.ApiUnreachable(f"{whom}: {str(cause) or type(cause).__name__}") from error
+
+
+def _deeper(error: BaseException) -> BaseException | None:
+    return error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__

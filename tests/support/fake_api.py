@@ -29,6 +29,8 @@ from tests.support.clusters import NONE, Cluster, Labels
 BOOKMARK_INTERVAL = 60.0
 
 HOST = "127.0.0.1"
+SERVER_NAME = "api.test"
+"""Also in its certificate, for who asks with that name."""
 
 _PATH = re.compile(rf"/apis/{re.escape(GROUP)}/(?P<version>v[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?/{RESOURCE}")
 _REQUIREMENT = re.compile(
@@ -72,12 +74,21 @@ class Request:
     parameters: dict[str, str]
     token: str
     at: float
+    host: str
+    certificate: str | None
+    """The common name of the client's certificate."""
 
 
 @dataclass
 class _Connection:
     stream: trio.abc.Stream
     state: h11.Connection = field(default_factory=lambda: h11.Connection(h11.SERVER))
+
+    @property
+    def client(self) -> str | None:
+        if not isinstance(self.stream, trio.SSLStream) or not (certificate := self.stream.getpeercert()):
+            return None
+        return next(str(value) for part in certificate["subject"] for name, value in part if name == "commonName")
 
     async def send(self, event: h11.Response | h11.Data | h11.EndOfMessage) -> None:
         await self.stream.send_all(self.state.send(event) or b"")
@@ -94,7 +105,9 @@ class FakeCluster(Cluster):
     `requests` is what was asked, `faults` what the next requests meet that they are meant for.
     """
 
-    def __init__(self, nursery: trio.Nursery, directory: Path, authority: trustme.CA | None) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, directory: Path, authority: trustme.CA | None = None, host: str = HOST
+    ) -> None:
         super().__init__()
         self.served = ["v1", "v1beta2"]
         self.has_bookmarks = True
@@ -102,6 +115,7 @@ class FakeCluster(Cluster):
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.token = "token-1"
+        self._host = host
         self._directory = directory
         self._authority = authority
         self._nursery = nursery
@@ -121,10 +135,13 @@ class FakeCluster(Cluster):
     @property
     def access(self) -> Access:
         token = Presented(token=Material("the test", path=str(self._directory / "token")))
-        if self._authority is None:
-            return Access(f"http://{HOST}:{self._port}", "the fake", token)
         trust = Trust(Material("the test", path=str(self._directory / "ca.crt")))
-        return Access(f"https://{HOST}:{self._port}", "the fake", token, trust)
+        return Access(self.url, "the fake", token, trust)
+
+    @property
+    def url(self) -> str:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{'http' if self._authority is None else 'https'}://{host}:{self._port}"
 
     # -- what happens to it
 
@@ -207,7 +224,7 @@ class FakeCluster(Cluster):
 
     async def _serve(self, task_status: trio.TaskStatus[list[trio.SocketListener]]) -> None:
         with self._scope:
-            [listener] = await trio.open_tcp_listeners(self._port, host=HOST)
+            [listener] = await trio.open_tcp_listeners(self._port, host=self._host)
             self._port = listener.socket.getsockname()[1]
             await trio.serve_listeners(self._converse, [listener], task_status=task_status)
         self._stopped.set()
@@ -233,6 +250,8 @@ class FakeCluster(Cluster):
             return stream
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         _certificate(self._authority).configure_cert(context)
+        self._authority.configure_trust(context)
+        context.verify_mode = ssl.CERT_OPTIONAL
         return trio.SSLStream(stream, context, server_side=True, https_compatible=True)
 
     async def _answer(self, connection: _Connection, request: h11.Request) -> None:
@@ -240,7 +259,8 @@ class FakeCluster(Cluster):
         parameters = {name: values[0] for name, values in parse_qs(url.query).items()}
         headers = dict(request.headers)
         token = headers.get(b"authorization", b"").decode().removeprefix("Bearer ")
-        self.requests.append(Request(url.path, parameters, token, trio.current_time()))
+        host = headers.get(b"host", b"").decode()
+        self.requests.append(Request(url.path, parameters, token, trio.current_time(), host, connection.client))
         fault = next((fault for fault in self.faults if fault.on(parameters)), None)
         if fault is not None:
             self.faults.remove(fault)
@@ -394,15 +414,17 @@ _certificates: dict[int, trustme.LeafCert] = {}
 
 def _certificate(authority: trustme.CA) -> trustme.LeafCert:
     if id(authority) not in _certificates:
-        _certificates[id(authority)] = authority.issue_cert(HOST)
+        _certificates[id(authority)] = authority.issue_cert(HOST, "::1", SERVER_NAME)
     return _certificates[id(authority)]
 
 
 @asynccontextmanager
-async def fake_cluster(directory: Path, authority: trustme.CA | None) -> AsyncIterator[FakeCluster]:
+async def fake_cluster(
+    directory: Path, authority: trustme.CA | None = None, host: str = HOST
+) -> AsyncIterator[FakeCluster]:
     """A fake that serves, with TLS where there is an authority to issue its certificate."""
     async with trio.open_nursery() as nursery:
-        cluster = FakeCluster(nursery, directory, authority)
+        cluster = FakeCluster(nursery, directory, authority, host)
         await cluster.start()
         yield cluster
         nursery.cancel_scope.cancel()
