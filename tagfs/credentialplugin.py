@@ -8,6 +8,7 @@ Invariant: a plugin never meets a terminal: what it asks for would wait for ever
 import base64
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Mapping
@@ -67,23 +68,27 @@ class CredentialPlugin(Credentials):
             spec["cluster"] = self.cluster
         question = {"apiVersion": self.api_version, "kind": "ExecCredential", "spec": spec}
         try:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 [self.command, *self.arguments],
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=PATIENCE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 env={**os.environ, **self.environment, "KUBERNETES_EXEC_INFO": json.dumps(question)},
-                check=False,
+                start_new_session=True,  # no terminal to ask on, and one group to be ended together
             )
-        except subprocess.TimeoutExpired:
-            raise CredentialsMissing(f"{self.origin}: {self.command} did not answer within {PATIENCE:.0f} s") from None
         except OSError as error:
             hint = f"; {' '.join(self.install_hint.split())}" if self.install_hint else ""
             raise CredentialsMissing(f"{self.origin}: cannot run {self.command}: {error.strerror}{hint}") from error
-        if done.returncode != 0:
-            said = " ".join(done.stderr.decode("utf-8", "replace").split())[-COMPLAINT_LIMIT:]
-            raise CredentialsMissing(f"{self.origin}: {self.command} ended with {done.returncode}: {said}")
-        return done.stdout
+        with process:
+            try:
+                output, complaint = process.communicate(timeout=PATIENCE)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise CredentialsMissing(f"{self.origin}: {self.command} did not answer in {PATIENCE:g} s") from None
+        if process.returncode != 0:
+            said = " ".join(complaint.decode("utf-8", "replace").split())[-COMPLAINT_LIMIT:]
+            raise CredentialsMissing(f"{self.origin}: {self.command} ended with {process.returncode}: {said}")
+        return output
 
     def _read(self, output: bytes) -> tuple[Identity, float]:
         """-> (identity, until when it is good).  What the plugin printed is secret and never repeated."""

@@ -18,6 +18,7 @@ from trio.testing import MockClock as Clock
 from tagfs import answers, kube
 from tagfs.answers import Collection
 from tagfs.cluster import GROUP, RESOURCE, KubernetesInventory
+from tagfs.credentialplugin import VERSIONS, CredentialPlugin
 from tagfs.credentials import Material, Presented, Trust
 from tagfs.errors import AnswerInvalid, ApiRefused, ApiUnreachable, InventoryIncomplete, VersionExpired
 from tagfs.kube import Kube, Watch
@@ -290,6 +291,22 @@ async def test_a_client_certificate_is_shown(tmp_path: Path, authority: trustme.
             Kube(replace(cluster.access, credentials=Presented(certificate=certificate, key=key)))
         ).keys()
         assert {request.certificate for request in cluster.requests} == {"reader"}
+
+
+async def test_a_plugin_whose_token_is_refused_is_asked_again(tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin"
+    status = '"status":{"token":"\'$(cat token)\'"}'
+    plugin.write_text(
+        f'#!/bin/sh\ncd {tmp_path}\necho \'{{"apiVersion":"{VERSIONS[0]}","kind":"ExecCredential",{status}}}\'\n'
+    )
+    plugin.chmod(0o700)
+    async with fake_cluster(tmp_path) as cluster:
+        credentials = CredentialPlugin("the test", str(plugin))
+        inventory = KubernetesInventory(Kube(replace(cluster.access, credentials=credentials)))
+        await inventory.keys()
+        await cluster.rotate_token()
+        await inventory.keys()
+    assert [request.token for request in cluster.requests][-3:] == ["token-1", "token-1", "token-2"]
 
 
 async def test_an_address_of_ipv6_is_asked_with_brackets(tmp_path: Path, authority: trustme.CA) -> None:
