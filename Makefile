@@ -6,14 +6,14 @@
 .SUFFIXES:
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-test demo test test-fast check format-check lint types format lock dist clean
+.PHONY: help setup setup-test demo test test-fast test-kubernetes check format-check lint types format lock dist clean
 
 VENV ?= .venv
 ARGS =
 export VENV
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 setup: ## Install what is missing; make the virtual environment
 	@scripts/setup
@@ -29,6 +29,9 @@ test: setup-test ## Every test, real mounts included
 
 test-fast: setup ## The tests that need no mount and no patience: under a minute
 	@scripts/test -m 'not mount and not slow' $(ARGS)
+
+test-kubernetes: setup-test ## The tests on a real API server, which is built from source once: minutes
+	@server=$$(tests/kubernetes/build) && TAGFS_KUBE_APISERVER=$$server scripts/test -m kubernetes $(ARGS)
 
 check: setup-test format-check lint types test ## Format, lint, strict types, every test: the gate before a commit
 
