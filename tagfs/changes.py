@@ -171,6 +171,40 @@ class Changes:
                 _check(_libc.inotify_rm_watch(self._descriptor, watch))
 
 
+class Unwatched:
+    """In place of `Changes` where inotify has nothing left for this user: tells each second to look at the store."""
+
+    EVERY = 1.0
+    """Seconds."""
+
+    is_lost = False
+
+    def cover(self, path: tuple[str, ...]) -> bool:
+        return False
+
+    async def happened(self) -> list[Change]:
+        await trio.sleep(self.EVERY)
+        return [Change(None, "")]
+
+    def close(self) -> None:
+        pass
+
+
+def watched(opened: Callable[..., AbstractContextManager[int]], root: int) -> Changes | Unwatched:
+    """The watches of a store, or what is left to do without them."""
+    try:
+        return Changes(opened, root)
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENOSPC, errno.ENOMEM):
+            raise
+        log.warning(
+            "no inotify watches are left (%s): changes beneath show after a second; raise the sysctls"
+            " fs.inotify.max_user_instances and fs.inotify.max_user_watches and mount again",
+            error.strerror,
+        )
+        return Unwatched()
+
+
 def _check(result: int) -> int:
     if result < 0:
         number = ctypes.get_errno()

@@ -19,7 +19,7 @@ import pyfuse3
 import trio
 
 from tagfs import codec, mountpoint, sentinel, tidy
-from tagfs.changes import Changes
+from tagfs.changes import Changes, Unwatched, watched
 from tagfs.commits import Commits
 from tagfs.directory import DirectoryStore
 from tagfs.disk import DIRECTORY_MODE, Disk
@@ -42,6 +42,9 @@ LOOK_AGAIN = 0.25
 
 GRACE = 5.0
 """Seconds that programs with open files have after a busy mount was told to end."""
+
+LOOKED_UP = 16
+"""Versions that a read-only mount keeps open after they were looked up; programs open within milliseconds."""
 
 TIDIED_AT_ONCE = 64
 """Repositories that the tidying looks at before it lets readers go first."""
@@ -76,7 +79,7 @@ class _Opened:
     """A store that is ready, and for a reader what watches it."""
 
     store: DirectoryStore
-    changes: Changes
+    changes: Changes | Unwatched
 
 
 class _Mount:
@@ -85,8 +88,8 @@ class _Mount:
         self._announce = announce
         self._disk = Disk()
         self._notifier = Notifier(pyfuse3.invalidate_entry, lambda node: pyfuse3.invalidate_inode(node, attr_only=True))
-        self._held: int | None = None
-        """The descriptor of the store's directory while a writer waits for its lock."""
+        self._following = trio.CancelScope()
+        self._was_shown = False
 
     async def run(self, failure: list[BaseException]) -> None:
         """Mount and serve until unmounted; an error that ends the mount is appended to `failure`."""
@@ -172,6 +175,7 @@ class _Mount:
 
     async def _terminate(self) -> None:
         """End the session while programs still use it.  The notifier first, while the loop still answers."""
+        self._following.cancel()
         await self._notifier.close()
         if mountpoint.mounted_at(self._settings.mountpoint) is not None:
             await trio.to_thread.run_sync(mountpoint.unmount, self._settings.mountpoint, True)
@@ -200,10 +204,7 @@ class _Mount:
             raise StoreRefused(f"{error.filename or path} may not be used by uid {os.geteuid()}") from error
 
     def _open_read_only(self, path: str) -> _Opened:
-        try:
-            root = self._disk.open_root(path)
-        except FileNotFoundError:
-            raise StoreWaiting(f"{path} is not there yet") from None
+        root = self._root(path)
         try:
             format_ = sentinel.require_ready(self._disk, root, path)
         except BaseException:
@@ -211,13 +212,28 @@ class _Mount:
             raise
         return self._opened(root, format_, Policy(list_limit=self._settings.list_limit))
 
+    def _root(self, path: str) -> int:
+        try:
+            return self._disk.open_root(path)
+        except FileNotFoundError:
+            raise StoreWaiting(f"{path} is not there yet") from None
+
     def _open_to_write(self, path: str) -> _Opened:
-        if self._held is None:
+        if not self._was_shown:
             os.makedirs(path, DIRECTORY_MODE, exist_ok=True)
-            self._held = self._disk.open_root(path)
-        if not self._disk.lock(self._held):
-            raise StoreHeld(path, holder_of(self._held))
-        root, self._held = self._held, None
+        root = self._root(path)
+        try:
+            if self._was_shown:
+                # No new store where another was, and no part in a wipe that another program has begun.
+                sentinel.require_ready(self._disk, root, path)
+            if not self._disk.lock(root):
+                raise StoreHeld(path, holder_of(root))
+            return self._prepared(root, path)
+        except BaseException:
+            self._disk.close(root)
+            raise
+
+    def _prepared(self, root: int, path: str) -> _Opened:
         settings = self._settings
         wanted = sentinel.FLUX_FORMAT if settings.codec == "gzip" else sentinel.ZSTD_FORMAT
         format_, found = sentinel.prepare(self._disk, root, path, wanted, settings.wipe_foreign)
@@ -238,38 +254,51 @@ class _Mount:
 
     def _opened(self, root: int, format_: int, policy: Policy) -> _Opened:
         store = DirectoryStore(self._disk, root, format_, policy)
-        return _Opened(store, Changes(store.opened, root))
+        return _Opened(store, watched(store.opened, root))
 
     async def _follow(self, opened: _Opened | None, failure: list[BaseException], nursery: trio.Nursery) -> None:
         """Show the store while it is ready, and wait while it is not."""
         try:
-            await trio.to_thread.run_sync(mountpoint.allow_background, self._settings.mountpoint)
-            while True:
-                if opened is None:
-                    opened = await self._wait()
-                self._show(opened)
-                if isinstance(self._operations.tree, WritableTree):
-                    nursery.start_soon(self._tidy, opened.store, self._operations.tree, opened.store.stages.names())
-                waiting = await self._watch(opened)
-                log.error(
-                    "%s: %s; until it is ready again everything is answered with EAGAIN", self._settings.store, waiting
-                )
-                self._hide(opened, waiting)
-                opened = None
+            with self._following:
+                await trio.to_thread.run_sync(mountpoint.allow_background, self._settings.mountpoint)
+                while True:
+                    if opened is None:
+                        opened = await self._wait()
+                    self._show(opened)
+                    waiting = await self._watch_and_tidy(opened)
+                    log.error(
+                        "%s: %s; until it is ready again everything is answered with EAGAIN",
+                        self._settings.store,
+                        waiting,
+                    )
+                    await self._hide(opened, waiting)
+                    opened = None
         except (TagfsError, OSError) as error:
             failure.append(error)
             await self._terminate()
 
+    async def _watch_and_tidy(self, opened: _Opened) -> str:
+        async with trio.open_nursery() as nursery:
+            if isinstance(self._operations.tree, WritableTree):
+                nursery.start_soon(self._tidy, opened.store, self._operations.tree, opened.store.stages.names())
+            waiting = await self._watch(opened)
+            nursery.cancel_scope.cancel()
+        return waiting
+
     async def _wait(self) -> _Opened:
-        """The store when it has become ready; StoreWaiting, StoreHeld when --wait is over, StoreRefused."""
+        """The store when it has become ready; StoreWaiting, StoreHeld when --wait is over, StoreRefused.
+
+        Once it was shown, nothing that it has become meanwhile ends the mount: below it would be an empty directory.
+        """
         wait = self._settings.wait
-        deadline = trio.current_time() + (wait if wait is not None and self._operations.tree is None else float("inf"))
+        deadline = trio.current_time() + (wait if wait is not None and not self._was_shown else float("inf"))
         while True:
             try:
                 return self._open()
-            except (StoreWaiting, StoreHeld) as error:
+            except (TagfsError, OSError) as error:
                 self._operations.waiting = str(error)
-                if trio.current_time() >= deadline:
+                may_pass = isinstance(error, (StoreWaiting, StoreHeld)) and trio.current_time() < deadline
+                if not may_pass and not self._was_shown:
                     raise
             await trio.sleep(LOOK_AGAIN)
 
@@ -278,20 +307,22 @@ class _Mount:
         if self._operations.tree is not None:
             self._operations.tree.store = store
         elif settings.read_only:
-            self._operations.tree = Tree(store, View(settings.namespaces, opened.changes.cover))
+            self._operations.tree = Tree(store, View(settings.namespaces, opened.changes.cover, LOOKED_UP))
         else:
             self._operations.tree = WritableTree(store, settings.list_limit, View(settings.namespaces))
         self._operations.tree.watch(opened.changes.cover if settings.read_only else None)
         self._operations.waiting = None
+        self._was_shown = True
         how = "read-only" if settings.read_only else f"read-write, {_told(store.policy)}"
         self._announce(f"{settings.mountpoint} shows {settings.store}: {how}, format {store.format}")
 
-    def _hide(self, opened: _Opened, waiting: str) -> None:
+    async def _hide(self, opened: _Opened, waiting: str) -> None:
         tree = self._operations.tree
         assert tree is not None
         self._operations.waiting = waiting
         self._notifier.send(tree.everything())
         opened.changes.close()
+        await self._commits.drain()
         opened.store.close()
 
     async def _watch(self, opened: _Opened) -> str:
@@ -325,6 +356,8 @@ class _Mount:
                     await self._commits.run(tree.recovery(key))
                     await self._commits.run(Step(key, partial(store.drop_stale, key), lambda _: None))
                 await trio.sleep(TIDY_PAUSE)
+        except StoreWaiting:
+            return  # told by whoever watches the store
         except (TagfsError, OSError) as error:
             log.error("%s: tidying ended early: %s", self._settings.store, error)
 

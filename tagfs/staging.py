@@ -11,6 +11,9 @@ from contextlib import suppress
 from tagfs.disk import Disk
 from tagfs.names import STAGE_DIRECTORY
 
+_CLOSED = -1
+"""A number that no descriptor has."""
+
 
 class StageDirectory:
     """The directory STAGE_DIRECTORY of the store `root`; made when it is first needed, and again if it is removed."""
@@ -50,6 +53,7 @@ class StageDirectory:
             self._disk.unlink(self.descriptor, name)
 
     def close(self) -> None:
+        self._root = _CLOSED
         opened = self._removed if self._descriptor is None else [*self._removed, self._descriptor]
         self._descriptor, self._removed = None, []
         for descriptor in opened:

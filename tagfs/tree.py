@@ -8,13 +8,14 @@ Invariant: an open file shows exactly one version; nothing here writes to the st
 import itertools
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tagfs.errors import (
     ListMissing,
     NameRefused,
     NotPermitted,
     RepositoryMissing,
+    TagfsError,
     VersionGone,
 )
 from tagfs.handles import DirectoryHandle, Handle, ReadHandle
@@ -68,10 +69,13 @@ class View:
         namespaces: the only ones shown, or None for all.
         watch: called with the path of a directory below BASE before its first entry is given out; whether changes
             beneath it will be told.  None: nobody tells, so no list is kept by the kernel.
+        keeps: how many of the versions that were looked up last stay open, so that the kernel, which repeats an open
+            just once, finds what it has looked up although it was replaced since.
     """
 
     namespaces: frozenset[str] | None = None
     watch: Callable[[tuple[str, ...]], bool] | None = None
+    keeps: int = 0
 
 
 class Tree:
@@ -87,10 +91,12 @@ class Tree:
         self._handle_ids = itertools.count(1)
         # INVARIANT: one pinned snapshot a list node, there while a reader's handle is open on it.
         self._pinned: dict[int, tuple[Snapshot, int]] = {}
+        # INVARIANT: at most `keeps` snapshots, each of its node's version, the one looked up last at the end.
+        self._recent: dict[int, Snapshot] = {}
 
     def watch(self, watch: Callable[[tuple[str, ...]], bool] | None) -> None:
         """Let another watch tell of changes from now on; what the kernel keeps must have been invalidated."""
-        self._view = View(self._view.namespaces, watch)
+        self._view = replace(self._view, watch=watch)
 
     # -- names and attributes
 
@@ -112,6 +118,9 @@ class Tree:
 
     def attributes(self, id_: int, pid: int = 0) -> Attributes:
         return self._attributes(self.inodes.get(id_), pid)
+
+    def is_directory(self, id_: int) -> bool:
+        return isinstance(self.inodes.get(id_), DirectoryNode)
 
     def key_of(self, id_: int) -> RepositoryKey | None:
         """The key whose list a request for a node may concern."""
@@ -159,13 +168,23 @@ class Tree:
         if name != LIST_NAME:
             raise ListMissing(f"{key} shows nothing but {LIST}")
         self._watch((key.namespace, key.name))
-        return self.inodes.version(key, self.store.examine(key))
+        snapshot = self.store.open(key)
+        node = self.inodes.version(key, snapshot.version)
+        if self._view.keeps == 0 or node.id in self._pinned or node.id in self._recent:
+            snapshot.close()
+            return node
+        if len(self._recent) >= self._view.keeps:
+            self._recent.pop(next(iter(self._recent))).close()
+        self._recent[node.id] = snapshot
+        return node
 
     def _attributes(self, node: Node, pid: int) -> Attributes:
         if isinstance(node, DirectoryNode):
             kept = self._kept(node.path[1:-1]) if len(node.path) > 1 else FOREVER
+            # Its time changes with what it holds, which its own watch tells.
+            attributes_kept = self._kept(node.path[1:]) if node.path else FOREVER
             mtime_ns = self._mtime_ns(node.path)
-            return Attributes(node.id, self._mode(stat.S_IFDIR), 0, 0, mtime_ns, mtime_ns, kept, kept)
+            return Attributes(node.id, self._mode(stat.S_IFDIR), 0, 0, mtime_ns, mtime_ns, kept, attributes_kept)
         if isinstance(node, SentinelNode):
             size = len(PRESENTED_VERSION)
             mode = stat.S_IFREG | _READERS
@@ -266,6 +285,13 @@ class Tree:
         if not isinstance(node, ListNode):
             raise NotPermitted(f"node {id_} cannot be read")
         snapshot = self._pin(node)
+        if snapshot.version.fault is not None or snapshot.version.size == 0:
+            # The kernel does not ask for bytes that are not there by their size: a damaged list would look empty.
+            try:
+                snapshot.content()
+            except (TagfsError, OSError):
+                self._unpin(node)
+                raise
         return self._open(ReadHandle(node, snapshot.content))
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
@@ -284,7 +310,7 @@ class Tree:
         """The snapshot of a node's version, shared by all who read it."""
         shared = self._pinned.get(node.id)
         if shared is None:
-            snapshot = self.store.open(node.key)
+            snapshot = self._recent.pop(node.id, None) or self.store.open(node.key)
             if node.version is None or snapshot.version.identity != node.version.identity:
                 snapshot.close()
                 raise VersionGone(f"{node.key} was replaced")
@@ -344,6 +370,8 @@ class Tree:
 
     def everything(self) -> list[Invalidation]:
         """Take note that anything may have changed; -> all that the kernel may keep."""
+        while self._recent:
+            self._recent.popitem()[1].close()
         for key in [node.key for node in self.inodes.current_lists()]:
             self.inodes.supersede(key)
         invalid = []

@@ -111,14 +111,22 @@ class WritableTree(Tree):
         except ListMissing:
             if self._is_hidden(key) or not self.store.recover(key):
                 raise
-            log.warning("%s: put back, after a writer had renamed it away and never replaced it", key.path)
+            self._tell_put_back(key)
             return self.inodes.version(key, self.store.examine(key))
 
     def recovery(self, key: RepositoryKey) -> Step | None:
         """Put back or drop what an earlier daemon left hidden of a key."""
         if self._is_hidden(key):
             return None
-        return Step(key, lambda: self.store.recover(key), lambda _: None)
+
+        def settle(is_put_back: bool) -> None:
+            if is_put_back:
+                self._tell_put_back(key)
+
+        return Step(key, lambda: self.store.recover(key), settle)
+
+    def _tell_put_back(self, key: RepositoryKey) -> None:
+        log.warning("%s: put back, after a writer had renamed it away and never replaced it", key.path)
 
     def _is_hidden(self, key: RepositoryKey) -> bool:
         return any(scratch.hides for scratch in self._scratch.get(key, {}).values())
