@@ -104,6 +104,13 @@ class Directories(Store):
                 raise _not_empty(error, key.directory) from error
             self._durable.discard((key.namespace, key.name))
 
+    def has_list(self, key: RepositoryKey) -> bool:
+        try:
+            with self.opened(key.namespace, key.name) as directory:
+                return bool(self._variants(directory))
+        except RepositoryMissing:
+            return False
+
     @contextmanager
     def opened(self, *path: str) -> Iterator[int]:
         """The descriptor of a directory below BASE, reached without following a link; RepositoryMissing."""

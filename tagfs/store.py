@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tagfs.codec import Codec
-from tagfs.errors import RepositoryMissing
+from tagfs.errors import ListMissing, RepositoryMissing
 from tagfs.names import RepositoryKey
 
 
@@ -171,6 +171,14 @@ class Store(ABC):
                 continue
             for name in names:
                 yield RepositoryKey(namespace, name)
+
+    def has_list(self, key: RepositoryKey) -> bool:
+        """Whether there is a list of a key, readable or not."""
+        try:
+            self.examine(key)
+        except (ListMissing, RepositoryMissing):
+            return False
+        return True
 
     def read(self, key: RepositoryKey) -> bytes:
         """The plain bytes of a list; ListMissing, ListCorrupt."""

@@ -11,6 +11,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tagfs import taglist
@@ -35,7 +36,8 @@ from tagfs.handles import Budget, Buffer, ReadHandle, Scratch, ScratchHandle, St
 from tagfs.inodes import DirectoryNode, ListNode, Node, ScratchNode
 from tagfs.names import BASE, LIST, RepositoryKey
 from tagfs.store import Snapshot, Stage, Store, Version
-from tagfs.tree import LIST_NAME, Attributes, Tree, View, check_path
+from tagfs.traces import Traces
+from tagfs.tree import LIST_NAME, Attributes, Invalidation, Tree, View, check_path
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,12 @@ BUDGET_LISTS = 4
 
 RENAME_NOREPLACE = 1
 """From the kernel's `include/uapi/linux/fs.h`, as are the next two."""
+
+ABANDONED = 3600.0
+"""Seconds after which a scratch file that nobody has open says no longer that its repository is being written."""
+
+PRUNED_LATELY = 2.0
+"""Seconds for which a namespace that a sweep removed is made again for a repository: more than the kernel shows it."""
 
 _COMPRESSED_NAMES = (LIST_NAME + b".gz", LIST_NAME + b".zst")
 _EXTENDED = (b"user.tagfs.revision", b"user.tagfs.count", b"user.tagfs.codec", b"user.tagfs.stored-size")
@@ -87,6 +95,9 @@ class WritableTree(Tree):
         self._late: dict[tuple[RepositoryKey, int], _Late] = {}
         # INVARIANT: the keys whose list may not survive a power cut, so that writing the same again changes something.
         self._uncertain: set[RepositoryKey] = set()
+        self.written: Traces[RepositoryKey] = Traces()
+        """When programs last committed to a list, also what it was already; of time.monotonic."""
+        self._pruned: dict[str, float] = {}
 
     # -- what is shown besides the committed lists
 
@@ -177,6 +188,9 @@ class WritableTree(Tree):
         if len(path) == 2:
             self.store.make_namespace(path[1])
         else:
+            if time.monotonic() - self._pruned.pop(path[1], -PRUNED_LATELY) < PRUNED_LATELY:
+                with suppress(AlreadyExists):
+                    self.store.make_namespace(path[1])
             self.store.make_repository(RepositoryKey(path[1], path[2]))
         return self.lookup(parent, name)
 
@@ -189,7 +203,9 @@ class WritableTree(Tree):
             self.store.remove_namespace(path[1])
         else:
             key = RepositoryKey(path[1], path[2])
-            busy = any(not handle.writer.is_detached for handle in self._writers.get(key, ()))
+            busy = any(not handle.writer.is_detached for handle in self._writers.get(key, ())) or any(
+                scratch.list_key == key for scratch in self._scratch_by_node.values()
+            )
             if busy or self._scratch.get(key):
                 raise DirectoryNotEmpty(f"{key.directory} has open writers or scratch files")
             self.store.remove_repository(key)
@@ -203,6 +219,35 @@ class WritableTree(Tree):
             return None
         self._require_shown(path)
         return RepositoryKey(path[1], path[2])
+
+    # -- swept
+
+    def is_in_use(self, key: RepositoryKey) -> bool:
+        """Whether a program is about to write the list of a key."""
+        if any(not handle.writer.is_detached for handle in self._writers.get(key, ())):
+            return True
+        oldest_ns = time.time_ns() - int(ABANDONED * 1e9)
+        return any(
+            scratch.open_count > 0 or (scratch.is_linked and scratch.mtime_ns > oldest_ns)
+            for scratch in self._scratch_by_node.values()
+            if scratch.node.key == key
+        )
+
+    def removed(self, path: tuple[str, ...]) -> list[Invalidation]:
+        """Take note that a sweep removed a namespace, or a repository with its list; -> what the kernel must forget."""
+        now = time.monotonic()
+        if len(path) == 1:
+            self._pruned = {name: at for name, at in self._pruned.items() if now - at < PRUNED_LATELY}
+            self._pruned[path[0]] = now
+        else:
+            key = RepositoryKey(*path)
+            for name in list(self._scratch.get(key, ())):
+                self._forget_scratch(key, name)
+            self._uncertain.discard(key)
+            self.inodes.supersede(key)
+        invalid = self.changed(path[:-1], path[-1])
+        self.inodes.remove_directory((BASE, *path))
+        return invalid
 
     # -- opening
 
@@ -511,6 +556,7 @@ class WritableTree(Tree):
         def settle(result: tuple[Version, bool] | None) -> None:
             if result is None:
                 return
+            self.written.touch(key, time.monotonic())
             version, is_new = result
             if is_new:
                 self._uncertain.discard(key)
@@ -521,6 +567,7 @@ class WritableTree(Tree):
                 self.inodes.promote(node, version)
 
         def fail(error: BaseException) -> None:
+            self.written.touch(key, time.monotonic())
             if isinstance(error, CommitUncertain):
                 self._uncertain.add(key)
             self.inodes.supersede(key)
@@ -589,6 +636,8 @@ class WritableTree(Tree):
             buffer.write(0, content)
             if new_name in self._scratch.get(key, {}):
                 self._forget_scratch(key, new_name)
+            for other in self._scratch.get(key, {}).values():
+                other.hides = False  # what they stood for has a successor, which is what is hidden now
             scratch = self._new_scratch(key, new_name, buffer)
             scratch.hides = True
             scratch.mtime_ns = scratch.requested_mtime_ns = version.mtime_ns
@@ -658,16 +707,24 @@ class WritableTree(Tree):
                 raise
             return None
 
-        opened = list(self._writers.get(key, ()))
+        # Also those that are closed meanwhile and whose commit waits behind this step.
+        writers = [handle.writer for handle in self._writers.get(key, ())]
+        overtaken = [scratch for scratch in self._scratch_by_node.values() if scratch.list_key == key]
+
+        def run() -> None:
+            # An older list that a killed daemon has left hidden would come back.
+            self.store.drop_hidden(key)
+            self.store.remove(key)
 
         def settle(_: None) -> None:
-            # Also those that were closed meanwhile and whose commit waits behind this step.
-            for handle in opened:
-                handle.writer.is_detached = True
+            for writer in writers:
+                writer.is_detached = True
+            for scratch in overtaken:
+                scratch.list_key = None
             self._detach_writers(key)
             self.inodes.supersede(key)
 
-        return Step(key, lambda: self.store.remove(key), settle)
+        return Step(key, run, settle)
 
     def _unlink_scratch(self, key: RepositoryKey, name: bytes) -> Step | None:
         hides = self._scratch[key][name].hides
