@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tagfs import sentinel
 from tagfs.directory import DirectoryStore
-from tagfs.policy import Policy
 from tagfs.disk import Disk
 from tagfs.names import BASE, LIST, RepositoryKey
+from tagfs.policy import Policy
 
 LIST_LIMIT = 2000
 THRESHOLD = 40
