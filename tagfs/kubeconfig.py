@@ -219,6 +219,7 @@ def _server(cluster: _Section) -> str:
         parts = urlsplit(server)
         is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         is_usable = is_usable and not parts.query and not parts.username
+        (parts.hostname or "").encode("idna")
     except ValueError:
         is_usable = False
     if not is_usable or not server.isascii():

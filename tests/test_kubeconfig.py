@@ -230,6 +230,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "no server": (document({"server": ""}), r"clusters\[c\]\.server: '' is no address"),
     "a server without a scheme": (document({"server": "api.test:6443"}), r"clusters\[c\]\.server"),
     "a server with a bad port": (document({"server": "https://api.test:port"}), r"clusters\[c\]\.server"),
+    "a server with a bad host": (document({"server": f"https://{'a' * 64}.test"}), r"clusters\[c\]\.server"),
     "a proxy": (document({"proxy-url": "http://proxy.test"}), r"clusters\[c\]\.proxy-url: .*takes no proxy"),
     "a blind authority": (
         document({"insecure-skip-tls-verify": True, "certificate-authority": "ca"}),
