@@ -248,7 +248,7 @@ class FakeCluster(Cluster):
     def _secured(self, stream: trio.SocketStream) -> trio.abc.Stream:
         if self._authority is None:
             return stream
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         _certificate(self._authority).configure_cert(context)
         self._authority.configure_trust(context)
         context.verify_mode = ssl.CERT_OPTIONAL
