@@ -315,16 +315,17 @@ class WritableTree(Tree):
         base = self._pin_base(node) if node.version is not None else None
         appends, truncates = bool(flags & os.O_APPEND), bool(flags & os.O_TRUNC)
         if base is not None and not appends and not truncates:
-            self._require_base(node, base)
+            self._require_base(node)
         writer = Writer(self._budget, self._limit, base, appends, truncates, pid)
         handle = WriteHandle(node, writer, is_pinned=base is not None)
         self._writers.setdefault(node.key, []).append(handle)
         return self._open(handle)
 
-    def _require_base(self, node: ListNode, base: Snapshot) -> None:
+    def _require_base(self, node: ListNode) -> None:
         """Let nobody change some lines of a version that only its readers still have, and so lose the current one."""
         try:
-            is_current = self.store.examine(node.key).identity == base.version.identity
+            # Not of the snapshot that they have: setting its time makes a version of the same bytes.
+            is_current = node.version is not None and self.store.examine(node.key).identity == node.version.identity
         except (TagfsError, OSError):
             self._unpin(node)
             raise

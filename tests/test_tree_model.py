@@ -4,6 +4,7 @@ Steps are performed when the machine says so, in the order of their key; what na
 before, as the adapter does, and so do a second flush and the release of a handle that is being staged.
 """
 
+import logging
 import os
 import shutil
 import tempfile
@@ -56,9 +57,12 @@ EXPECTED = (
 
 SUFFIXES = ["", ".gz", ".zst"]
 
-names = st.sampled_from(NAMES)
+names = st.sampled_from(["app", "app", "app", "web"])
 scratch_names = st.sampled_from(SCRATCH)
-texts = st.sampled_from([b"v1\n", b"v1\nv2\n", b"a", b"bc\nd", b"x.y\n", b"\0", b"v1.2.3-rc.1\n" * 5])
+texts = st.one_of(
+    st.sampled_from([b"v1\n", b"v1\nv2\n", b"x.y\n", b"v1.2.3-rc.1\n" * 5]),
+    st.sampled_from([b"v3\n", b"a", b"bc\nd", b"\0"]),
+)
 lists = st.sampled_from([b"", b"v1\n", b"v1\nv2\n", b"v9.8.7\n" * 8])
 flags_of_lists = st.sampled_from([CREATE, REPLACE, APPEND, WRITE, BOTH, BOTH | os.O_APPEND, BOTH | os.O_TRUNC])
 which = st.integers(0, 20)
@@ -115,6 +119,7 @@ class Programs(RuleBasedStateMachine):
         self.opened: list[Opened] = []
         self.waiting: dict[str, deque[Waiting]] = {name: deque() for name in NAMES}
         self.pid = 100
+        self.steps = 0
         self.mount()
         self.driver.make(key_of("app"))
         self.model.make("app")
@@ -178,7 +183,8 @@ class Programs(RuleBasedStateMachine):
 
     # -- names
 
-    @rule(name=names)
+    @precondition(lambda self: len(self.model.directories) < len(NAMES))
+    @rule(name=st.sampled_from(NAMES))
     def mkdir(self, name: str) -> None:
         def make() -> None:
             with self.driver.directory(BASE, "team") as above:
@@ -245,11 +251,17 @@ class Programs(RuleBasedStateMachine):
 
         self._submit(name, real, expected)
 
+    def drafts(self) -> list[Opened]:
+        return [
+            one
+            for one in self.opened
+            if isinstance(one.is_what, told.Writer) and one.is_what.began_with is None and not one.is_what.is_deleted
+        ]
+
+    @precondition(lambda self: self.drafts())
     @rule(which=which)
     def unlink_a_draft(self, which: int) -> None:
-        drafts = [one for one in self.opened if isinstance(one.is_what, told.Writer) and one.is_what.base is None]
-        if not drafts:
-            return
+        drafts = self.drafts()
         one = drafts[which % len(drafts)]
         self.quiet(one.name)
         if self.model.directories[one.name].look() is not None:
@@ -372,15 +384,19 @@ class Programs(RuleBasedStateMachine):
             self.opened.append(Opened(opened, name, scratch))
 
     def pick(self, which: int) -> Opened:
-        return self.opened[which % len(self.opened)]
+        """One of those that are written through."""
+        writing = self.writing()
+        return writing[which % len(writing)]
 
-    @precondition(lambda self: self.opened)
-    @rule(which=which, offset=st.one_of(st.none(), offsets), data=texts)
+    def writing(self) -> list[Opened]:
+        return [one for one in self.opened if not isinstance(one.is_what, bytes)]
+
+    @precondition(lambda self: self.writing())
+    @rule(which=which, offset=st.one_of(st.none(), st.none(), offsets), data=texts)
     def write(self, which: int, offset: int | None, data: bytes) -> None:
         """In sequence, or anywhere."""
         one = self.pick(which)
-        if isinstance(one.is_what, bytes):
-            return
+        assert not isinstance(one.is_what, bytes)
         content = one.is_what.content() if isinstance(one.is_what, told.Writer) else one.is_what.content
         at = len(content) if offset is None else min(offset, len(content))
 
@@ -392,7 +408,7 @@ class Programs(RuleBasedStateMachine):
 
         self.same(lambda: one.file.write(data, at), expected)
 
-    @precondition(lambda self: self.opened)
+    @precondition(lambda self: self.writing())
     @rule(which=which, size=st.sampled_from([0, 0, 2, 3, 6, 9, 100]))
     def truncate_open(self, which: int, size: int) -> None:
         one = self.pick(which)
@@ -406,7 +422,7 @@ class Programs(RuleBasedStateMachine):
         if not isinstance(one.is_what, bytes):
             self.same(lambda: self.tree.truncate(one.file.id, size, one.file.handle), expected)
 
-    @precondition(lambda self: self.opened)
+    @precondition(lambda self: self.writing())
     @rule(which=which, is_heavy=st.booleans())
     def flush(self, which: int, is_heavy: bool) -> None:
         one = self.pick(which)
@@ -458,9 +474,9 @@ class Programs(RuleBasedStateMachine):
         done, failed = effects or (None, nothing)
         self.later(one.name, self.tree.commit(one.file.handle), done, failed)
 
-    @precondition(lambda self: self.opened)
-    @rule(which=which)
-    def fsync(self, which: int) -> None:
+    @precondition(lambda self: self.writing())
+    @rule(which=which, fails=st.booleans())
+    def fsync(self, which: int, fails: bool) -> None:
         one = self.pick(which)
         self.quiet(one.name)
         try:
@@ -469,13 +485,14 @@ class Programs(RuleBasedStateMachine):
             return
         self.quiet(one.name)
         self._commit(one)
-        self.quiet(one.name)
+        if self.waiting[one.name]:
+            self.perform(one.name, fails)
 
     @precondition(lambda self: self.opened)
     @rule(which=which, is_heavy=st.booleans())
     def close(self, which: int, is_heavy: bool) -> None:
         """The last close, and the release after it; its commit waits."""
-        one = self.pick(which)
+        one = self.opened[which % len(self.opened)]
         with suppress(*EXPECTED):
             self._flush(one, is_heavy)
         if one.is_staging:
@@ -492,10 +509,11 @@ class Programs(RuleBasedStateMachine):
         elif isinstance(one.is_what, told.Scratch):
             one.is_what.open_count -= 1
 
-    @rule(name=names, fails=st.booleans())
-    def perform_one(self, name: str, fails: bool) -> None:
-        if self.waiting[name]:
-            self.perform(name, fails)
+    @precondition(lambda self: any(self.waiting.values()))
+    @rule(which=which, fails=st.sampled_from([False, False, True]))
+    def perform_one(self, which: int, fails: bool) -> None:
+        busy = [name for name in NAMES if self.waiting[name]]
+        self.perform(busy[which % len(busy)], fails)
 
     # -- beneath
 
@@ -506,6 +524,32 @@ class Programs(RuleBasedStateMachine):
         if directory is not None:
             put(self.place, key_of(name), plain)
             directory.plain, directory.mtime = plain, None
+
+    @rule(name=names, plain=lists, flags=st.sampled_from([REPLACE, APPEND]))
+    def a_program_writes(self, name: str, plain: bytes, flags: int) -> None:
+        """From open to release, as `>` and `>>` do."""
+        before = len(self.opened)
+        self.open_to_write(name, flags)
+        if len(self.opened) > before:
+            one = self.opened[-1]
+            assert isinstance(one.is_what, told.Writer)
+            if plain:
+                one.file.write(plain, 0)
+                one.is_what.write(0, plain)
+            self.close(before, False)
+
+    @rule(name=names, file=scratch_names, plain=lists)
+    def a_program_replaces(self, name: str, file: bytes, plain: bytes) -> None:
+        """As most editors do."""
+        before = len(self.opened)
+        self.open_scratch(name, file, REPLACE)
+        if len(self.opened) > before:
+            one = self.opened[-1]
+            assert isinstance(one.is_what, told.Scratch)
+            one.file.write(plain, 0)
+            one.is_what.change(plain)
+            self.close(before, False)
+            self.rename(name, file, TAGS)
 
     @rule(name=names)
     def deleted_beneath(self, name: str) -> None:
@@ -538,17 +582,24 @@ class Programs(RuleBasedStateMachine):
         directory.hidden = None
         run(step)
 
+    @precondition(lambda self: self.steps > 12)
     @rule()
     def mount_again(self) -> None:
+        self.steps = 0
         self.unmount()
         self.model.mount_again()
         self.mount()
 
+    @precondition(lambda self: self.left)
     @rule()
     def tidy(self) -> None:
         tidy.remove_stages(self.store, self.left)
 
     # -- what must be so
+
+    @invariant()
+    def a_step_is_counted(self) -> None:
+        self.steps += 1
 
     @invariant()
     def what_names_show_is_what_the_model_shows(self) -> None:
@@ -617,12 +668,13 @@ class Programs(RuleBasedStateMachine):
             shutil.rmtree(self.place)
 
 
-def test_programs_see_what_the_model_says() -> None:
+def test_programs_see_what_the_model_says(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "tagfs")
     run_state_machine_as_test(
         Programs,
         settings=settings(
             max_examples=int(os.environ.get("TAGFS_EXAMPLES", "150")),
-            stateful_step_count=40,
+            stateful_step_count=50,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),

@@ -31,7 +31,7 @@ from tagfs.names import BASE, RepositoryKey
 from tagfs.store import Stage, Store, Version
 from tagfs.tree import UNWATCHED, View
 from tagfs.writing import BUDGET_LISTS, RENAME_NOREPLACE, SCRATCH_COST, WritableTree, run
-from tests.support.beneath import LIST_LIMIT, directory_store, list_file, no_descriptor_left
+from tests.support.beneath import LIST_LIMIT, directory_store, list_file, no_descriptor_left, put
 from tests.support.driver import APPEND, BOTH, CREATE, KEY, PID, READ, REPLACE, TAGS, WRITE, Driver, File
 from tests.support.places import fast_directory
 
@@ -1273,3 +1273,67 @@ def test_a_foreign_writer_beneath_is_seen(tmp_path: Path) -> None:
         assert reader.read() == b"v1\n"
     require_nothing_held(driver)
     store.close()
+
+
+# -- found by thinking of, or by running, many programs at once
+
+
+def test_a_file_that_was_renamed_over_a_list_since_deleted_writes_nothing(app: Driver) -> None:
+    file = app.open(b"new", CREATE)
+    file.write(b"v3\n")
+    app.rename(b"new", TAGS)
+    with pytest.raises(DirectoryNotEmpty):
+        app.rmdir(BASE, "team", "app")
+    app.unlink()
+    app.rmdir(BASE, "team", "app")
+    file.write(b"v4\n")
+    file.close()
+    assert app.listing(BASE, "team") == []
+    app.make()
+
+
+def test_a_file_that_was_renamed_over_a_list_and_is_closed_during_its_deletion_writes_nothing(app: Driver) -> None:
+    later, line = delayed(app)
+    file = app.open(b"new", CREATE)
+    file.write(b"v3\n")
+    app.rename(b"new", TAGS)
+    later.unlink()
+    file.write(b"v4\n")
+    file._driver = later
+    file.close()
+    assert line.finish() == []
+    assert not app.is_there()
+
+
+def test_deleting_a_list_deletes_what_a_killed_daemon_had_hidden_of_it(app: Driver, store: Store) -> None:
+    app.rename(TAGS, b"away")
+    again = Driver(WritableTree(store, LIST_LIMIT))
+    if isinstance(store, MemoryStore):
+        store._namespaces["team"]["app"].current = store._namespaces["team"]["app"].hidden
+    else:
+        put(Path(os.readlink(f"/proc/self/fd/{store.root}")), KEY, b"v9\n")  # type: ignore[attr-defined]
+    again.unlink()
+    assert not again.is_there()
+    app.unlink(b"away")
+
+
+def test_deleting_the_copy_of_an_older_list_keeps_the_one_that_is_hidden_now(tmp_path: Path) -> None:
+    store = directory_store(tmp_path)
+    driver = Driver(WritableTree(store, LIST_LIMIT))
+    driver.make()
+    driver.write(b"v1\n")
+    driver.rename(TAGS, b"one")
+    put(tmp_path, KEY, b"v2\n")  # by another program, so that nobody here has committed it
+    driver.rename(TAGS, b"two")
+    driver.unlink(b"one")
+    assert Driver(WritableTree(store, LIST_LIMIT)).read() == b"v2\n"
+    store.close()
+
+
+def test_a_list_whose_time_was_set_can_be_written_while_it_is_read(app: Driver) -> None:
+    with app.open() as reader:
+        app.set_mtime(5_000_000_000)
+        with app.open(flags=BOTH) as file:
+            file.write(b"v9\n", 3)
+        assert app.read() == b"v1\nv9\n"
+        assert reader.read() == b"v1\nv2\n"

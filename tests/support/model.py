@@ -86,7 +86,7 @@ class Writer:
         if self.appends:
             offset = len(text)
         if b"\0" in data:
-            self.is_poisoned = True
+            self.is_poisoned, self.text = True, text
             raise TagListInvalid(None, "")
         text = text.ljust(offset, b"\0")
         self.text = text[:offset] + data + text[offset + len(data) :]
