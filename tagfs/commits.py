@@ -22,6 +22,13 @@ THREADS = 8
 """Steps that block at once: eight fsyncs in flight keep a disk busy (272 lists/s one by one, 1,151 with eight)."""
 
 
+MOST_WAITING = 256
+"""Steps that may wait before writers do: each can hold a descriptor of a list that is not published yet."""
+
+MOST_BYTES = 256 << 20
+"""Bytes of lists in them."""
+
+
 class _Pending:
     """A submitted step; `error` is set before `done` where it failed."""
 
@@ -52,6 +59,10 @@ class Commits:
         self._limiter = trio.CapacityLimiter(THREADS)
         # INVARIANT: a key is here while, and only while, a step of it waits or runs.
         self._lines: dict[RepositoryKey, _Line] = {}
+        # INVARIANT: the number of all that wait or run, and of their bytes.
+        self._depth = 0
+        self._bytes = 0
+        self._crowd = trio.lowlevel.ParkingLot()
 
     def submit(self, step: Step) -> None:
         """Let a step run in its turn; a failure is logged, because nobody waits for it."""
@@ -86,10 +97,15 @@ class Commits:
         while self._lines:
             await next(iter(self._lines.values())).idle.wait()
 
+    async def room(self) -> None:
+        """Return when so few steps wait that a writer may add one; at once, without a checkpoint, where they do."""
+        while self._depth >= MOST_WAITING or self._bytes >= MOST_BYTES:
+            await self._crowd.park()
+
     @property
     def depth(self) -> int:
         """Steps that wait or run."""
-        return sum(len(line.waiting) for line in self._lines.values())
+        return self._depth
 
     def _enqueue(self, pending: _Pending) -> None:
         key = pending.step.key
@@ -98,12 +114,18 @@ class Commits:
             line = self._lines[key] = _Line()
             self._nursery.start_soon(self._work, key, line)
         line.waiting.append(pending)
+        self._depth += 1
+        self._bytes += pending.step.size
 
     async def _work(self, key: RepositoryKey, line: _Line) -> None:
         with trio.CancelScope(shield=True):
             while line.waiting:
                 await self._perform(line.waiting[0])
-                line.waiting.popleft().done.set()
+                pending = line.waiting.popleft()
+                self._depth -= 1
+                self._bytes -= pending.step.size
+                pending.done.set()
+                self._crowd.unpark_all()
         del self._lines[key]
         line.idle.set()
 

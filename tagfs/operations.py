@@ -309,6 +309,7 @@ class Operations(pyfuse3.Operations):
     async def flush(self, fh: int) -> None:
         if not self._is_writable:
             raise FUSEError(errno.ENOSYS)  # the kernel stops asking: nothing can be written here
+        await self._commits.room()
         tree = self._held()
         assert isinstance(tree, WritableTree)
         await self._staged(tree.flush(fh))

@@ -3,12 +3,13 @@
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tagfs.commits import THREADS, Commits
+from tagfs.commits import MOST_BYTES, MOST_WAITING, THREADS, Commits
 from tagfs.errors import CommitUncertain, ListCorrupt
 from tagfs.handles import Step
 from tagfs.names import RepositoryKey
@@ -193,6 +194,34 @@ async def test_of_those_who_wait_for_quiet_the_second_sees_what_the_first_began(
     assert recorded.told[2:] == [
         what for name in (first, second) for what in (f"make {name}", f"run {name}", f"settle {name}")
     ]
+
+
+@pytest.mark.parametrize(("count", "size"), [(MOST_WAITING, 0), (2, MOST_BYTES // 2)])
+async def test_there_is_room_again_when_enough_has_been_done(nursery: trio.Nursery, count: int, size: int) -> None:
+    commits, recorded = Commits(nursery), Recorded()
+    for number in range(count):
+        with trio.testing.assert_no_checkpoints():
+            await commits.room()
+        commits.submit(
+            replace(recorded.step(str(number), RepositoryKey("team", f"a{number}"), is_open=False), size=size)
+        )
+    seen: list[int] = []
+
+    async def wait() -> None:
+        await commits.room()
+        seen.append(commits.depth)
+
+    nursery.start_soon(wait)
+    await wait_all_tasks_blocked(0.01)
+    assert seen == []
+    await until(lambda: bool(recorded.told))
+    recorded.gates[recorded.told[0].removeprefix("run ")].set()
+    await until(lambda: bool(seen))
+    assert seen == [count - 1]
+    for gate in recorded.gates.values():
+        gate.set()
+    await commits.drain()
+    assert commits.depth == 0
 
 
 async def test_cancelling_the_nursery_still_finishes_every_step() -> None:

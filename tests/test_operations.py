@@ -19,7 +19,7 @@ from pyfuse3 import EntryAttributes, FUSEError
 from trio.testing import wait_all_tasks_blocked
 
 from tagfs import errors
-from tagfs.commits import Commits
+from tagfs.commits import MOST_WAITING, Commits
 from tagfs.inodes import ROOT_ID
 from tagfs.memory import MemoryStore
 from tagfs.names import BASE, RepositoryKey
@@ -451,6 +451,28 @@ async def test_a_commit_that_fails_after_its_release_is_logged(asked: Asked, cap
     assert await asked.content() == b"v1\n"
     (record,) = caplog.records
     assert "not committed after it was closed" in record.getMessage()
+
+
+async def test_a_close_waits_while_too_many_commits_do(asked: Asked) -> None:
+    asked.store.publishing.clear()
+    for number in range(MOST_WAITING):
+        key = RepositoryKey("team", f"a{number}")
+        asked.store.make_repository(key)
+        await asked.put(b"v1\n", key=key)
+    assert asked.commits.depth == MOST_WAITING
+    closed: list[bool] = []
+
+    async def close() -> None:
+        await asked.put(b"v1\n")
+        closed.append(True)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(close)
+        await wait_all_tasks_blocked()
+        assert closed == []
+        asked.store.publishing.set()
+    assert closed == [True]
+    assert await asked.content() == b"v1\n"
 
 
 async def test_fsync_answers_when_it_is_durable_and_raises_what_failed(asked: Asked) -> None:
