@@ -63,9 +63,10 @@ ENDINGS = (
     Ending(8, "the disk, or the output, failed", (OSError, errors.CommitUncertain)),
     Ending(
         9,
-        "the cluster could not be asked which lists ought to exist",
+        "which lists ought to exist could not be told: the cluster, or the manifests; nothing was deleted",
         (errors.InventoryIncomplete, errors.ClusterUnknown, errors.CredentialsMissing, errors.ApiFailed),
     ),
+    Ending(10, "orphans were held: too many would go, or the inventory is empty", (errors.SweepHeld,)),
     Ending(INTERRUPTED, "interrupted", (KeyboardInterrupt,)),
     Ending(PIPE_CLOSED, "nobody read the output to its end", (BrokenPipeError,)),
 )

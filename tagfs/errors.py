@@ -123,6 +123,28 @@ class InventoryIncomplete(TagfsError):
     """What ought to exist cannot be told completely now, so nothing may be deleted for not being told."""
 
 
+class ManifestInvalid(InventoryIncomplete):
+    """A manifest that does not say what exists.
+
+    Args:
+        line: 1-based number of the line.
+        reason: what is wrong there.
+    """
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(f"line {line}: {reason}")
+        self.line = line
+        self.reason = reason
+
+
+class ManifestsChanging(InventoryIncomplete):
+    """Manifests that are being changed while they are read, or were a moment ago."""
+
+
+class SweepHeld(TagfsError):
+    """Orphans that stay, because a guard holds them; the sentence says which and what to do."""
+
+
 class ClusterUnknown(TagfsError):
     """Where the cluster is, or who asks, cannot be told; the sentence names the file or variable, and the field."""
 
