@@ -26,6 +26,7 @@ from tagfs.disk import DIRECTORY_MODE, Disk
 from tagfs.errors import MountRefused, StoreHeld, StoreRefused, StoreWaiting, TagfsError
 from tagfs.handles import Step
 from tagfs.holder import holder_of
+from tagfs.mountpoint import Mounted
 from tagfs.names import BASE
 from tagfs.notifier import Notifier
 from tagfs.operations import Operations
@@ -90,6 +91,8 @@ class _Mount:
         self._notifier = Notifier(pyfuse3.invalidate_entry, lambda node: pyfuse3.invalidate_inode(node, attr_only=True))
         self._following = trio.CancelScope()
         self._was_shown = False
+        self._was_terminated = False
+        self._mounted: Mounted | None = None
 
     async def run(self, failure: list[BaseException]) -> None:
         """Mount and serve until unmounted; an error that ends the mount is appended to `failure`."""
@@ -123,11 +126,24 @@ class _Mount:
             nursery.start_soon(self._follow, opened, failure, nursery)
             _give_back_memory()
             await pyfuse3.main()
+            self._commit_unseen()
             await self._commits.drain()
             await self._notifier.close()
             nursery.cancel_scope.cancel()
         pyfuse3.close(unmount=False)
         log.info("%s: unmounted", settings.mountpoint)
+
+    def _commit_unseen(self) -> None:
+        """Commit what was closed just before the unmount: the kernel then drops what it had yet to tell of it.  Not
+        where the session was ended while files may be open."""
+        tree = self._operations.tree
+        if self._was_terminated or not isinstance(tree, WritableTree) or self._is_mounted():
+            return
+        for step in tree.closed_unseen():
+            self._commits.submit(step)
+
+    def _is_mounted(self) -> bool:
+        return self._mounted is None or self._mounted in mountpoint.mounts()
 
     # -- the session with the kernel
 
@@ -138,6 +154,8 @@ class _Mount:
             options.add("ro")
         if settings.allow_other:
             options.add("allow_other")
+        # Before: afterwards only a loop that runs can answer for it.
+        point = os.path.realpath(settings.mountpoint)
         try:
             pyfuse3.init(self._operations, settings.mountpoint, options)
         except RuntimeError as error:
@@ -145,6 +163,7 @@ class _Mount:
                 f"{settings.mountpoint} cannot be mounted: run as root (or with fusermount3 installed, and"
                 f" user_allow_other in /etc/fuse.conf for --allow-other) [{error}]"
             ) from error
+        self._mounted = next((one for one in reversed(mountpoint.mounts()) if one.point == point), None)
 
     async def _end_on_signal(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -175,6 +194,7 @@ class _Mount:
 
     async def _terminate(self) -> None:
         """End the session while programs still use it.  The notifier first, while the loop still answers."""
+        self._was_terminated = True
         self._following.cancel()
         await self._notifier.close()
         if mountpoint.mounted_at(self._settings.mountpoint) is not None:
@@ -280,7 +300,7 @@ class _Mount:
     async def _watch_and_tidy(self, opened: _Opened) -> str:
         async with trio.open_nursery() as nursery:
             if isinstance(self._operations.tree, WritableTree):
-                nursery.start_soon(self._tidy, opened.store, self._operations.tree, opened.store.stages.names())
+                nursery.start_soon(self._tidy, opened.store, self._operations.tree, _left_stages(opened.store))
             waiting = await self._watch(opened)
             nursery.cancel_scope.cancel()
         return waiting
@@ -360,6 +380,15 @@ class _Mount:
             return  # told by whoever watches the store
         except (TagfsError, OSError) as error:
             log.error("%s: tidying ended early: %s", self._settings.store, error)
+
+
+def _left_stages(store: DirectoryStore) -> list[str]:
+    """The stages of an earlier writer.  Where the disk is full, or fails, reading and deleting must go on."""
+    try:
+        return store.stages.names()
+    except OSError as error:
+        log.error("what an earlier writer left cannot be removed: %s", error)
+        return []
 
 
 def _told(policy: Policy) -> str:

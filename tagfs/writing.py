@@ -477,6 +477,11 @@ class WritableTree(Tree):
 
         return Step(key, step.run, settle, fail, step.size)
 
+    def closed_unseen(self) -> list[Step]:
+        """What the handles that are left would commit: once the mount is gone all of them were closed, although the
+        kernel told so of none."""
+        return [step for step in map(self.commit, list(self._handles)) if step is not None]
+
     def _reopened(self, key: RepositoryKey, writer: Writer) -> Snapshot | None:
         """The list that an appender goes on behind; None where it does not, or cannot be opened now."""
         if not writer.is_appending or writer.is_closed:
