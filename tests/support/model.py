@@ -21,6 +21,7 @@ Effect = Callable[[], None]
 
 
 def is_list(plain: bytes) -> bool:
+    """Of bytes that are letters, digits, newlines and NULs."""
     lines = plain.split(b"\n")
     return lines.pop() == b"" and all(line and b"\0" not in line for line in lines)
 
