@@ -1337,3 +1337,29 @@ def test_a_list_whose_time_was_set_can_be_written_while_it_is_read(app: Driver) 
             file.write(b"v9\n", 3)
         assert app.read() == b"v1\nv9\n"
         assert reader.read() == b"v1\nv2\n"
+
+
+def test_what_was_staged_in_a_store_that_is_gone_is_not_committed_to_its_successor(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    with no_descriptor_left():
+        first, second = directory_store(tmp_path / "one"), directory_store(tmp_path / "two")
+        driver = Driver(WritableTree(first, LIST_LIMIT))
+        driver.make()
+        driver.write(b"v1\n")
+        second.replace(KEY, b"v2\n")
+        file, appender = driver.open(flags=REPLACE), driver.open(flags=APPEND)
+        file.write(b"v3\n")
+        file.flush()
+        appender.write(b"v4\n")
+        driver.tree.everything()
+        driver.tree.store = second
+        first.close()
+        with pytest.raises(FileNotFoundError):
+            file.commit()
+        assert driver.read() == b"v2\n"
+        appender.close()
+        assert driver.read() == b"v2\nv4\n"
+        file.release()
+        require_nothing_held(driver)
+        second.close()
