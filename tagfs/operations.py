@@ -56,7 +56,7 @@ ERRNOS: dict[type[errors.TagfsError], int] = {
 PASSED_ON = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE})
 """Errnos of the disk that mean the same to a program; all others are EIO to it."""
 
-_COMPLAINED = (errors.ListCorrupt, errors.CommitUncertain)
+_COMPLAINED = (errors.ListCorrupt, errors.CommitUncertain, errors.StoreRefused)
 """Errors that are logged where they are answered; the others are the program's own business, or logged before."""
 
 _P = ParamSpec("_P")

@@ -253,6 +253,12 @@ class Tree:
                 attributes = self._attributes(node, 0)
             except (ListMissing, RepositoryMissing):
                 continue
+            except OSError:
+                if len(opened.node.path) == 3:
+                    raise
+                # What cannot be entered must not hide its neighbours; entering it tells the error.
+                node = self.inodes.directory((*opened.node.path, name.decode("utf-8", "surrogateescape")))
+                attributes = Attributes(node.id, self._mode(stat.S_IFDIR))
             yield position + 1, name, node, attributes
 
     def _names(self, node: DirectoryNode) -> list[bytes]:

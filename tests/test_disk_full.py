@@ -103,7 +103,7 @@ def test_a_full_disk_refuses_the_writer_and_keeps_every_list(
         for name, text in written.items():
             assert daemon.list_path(name).read_bytes() == text
         eventually(lambda: not stages(small_store), "what was refused to be gone")
-        assert loud(daemon), "nothing in the log"
+        eventually(partial(loud, daemon), "a line in the log")
         # What is deleted makes room.
         for name in list(written)[1:8]:
             daemon.list_path(name).unlink()
@@ -136,6 +136,25 @@ def test_a_disk_without_inodes_refuses_the_writer_and_keeps_every_list(tmp_path:
             daemon.end()
 
 
+def test_a_store_on_a_full_disk_is_mounted_and_lists_can_be_deleted(tmp_path: Path, daemons: MakeDaemon) -> None:
+    with tmpfs(tmp_path, "size=4m") as path:
+        lists = path / "store/imagerepository/team/app"
+        lists.mkdir(parents=True)
+        (path / "store/.storage-version").write_text("3\n")
+        (lists / "tags.txt").write_bytes(incompressible(1))
+        with (path / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError):
+            while True:
+                filler.write(bytes(4096))
+        daemon = daemons(store=path / "store", expected=FULL)
+        try:
+            assert daemon.list_path("app").read_bytes() == incompressible(1)
+            daemon.list_path("app").unlink()
+            by_rename(daemon.list_path("app"), b"v1\n")
+            assert daemon.list_path("app").read_text() == "v1\n"
+        finally:
+            daemon.end()
+
+
 @pytest.fixture
 def volume(tmp_path: Path) -> Iterator[Volume]:
     with ext4(tmp_path) as volume:
@@ -157,7 +176,7 @@ def test_a_store_that_becomes_read_only_refuses_the_writer_and_stays_readable(
         with pytest.raises(OSError, match="Read-only file system"):
             daemon.make("another")
         assert path.read_text() == "v1\n"
-        assert loud(daemon)
+        eventually(partial(loud, daemon), "a line in the log")
         volume.remount("rw")
         change(path, b"v3\n")
         assert path.read_text() == "v3\n"
@@ -236,7 +255,7 @@ def test_a_call_that_fails_is_told_to_the_writer_and_leaves_the_old_list(
         # The daemon goes on as if nothing had been.
         by_rename(path, b"v9\n")
         assert path.read_text() == "v9\n"
-    assert told >= 3
+    assert told >= 3 or change is in_place_synced
     eventually(lambda: not problems(daemon.store), "nothing to be out of order")
     with capsys.disabled():
         print(f"\n  {change.__name__}, {fault}: {len(points)} calls failed, {told} left the old list")
@@ -296,4 +315,4 @@ def test_a_disk_that_cannot_be_read_is_an_error_and_never_an_empty_answer(
         counts += answer is None
         assert answer in (None, expected), f"{call}"
         assert ask(path) == expected, f"{call}: still, after the disk is well again"
-    assert counts or flags, "no fault was met"
+    assert counts or flags, f"no fault was met at {[str(call) for call in points]}"
