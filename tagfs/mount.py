@@ -11,7 +11,7 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -96,7 +96,6 @@ class _Mount:
 
     async def run(self, failure: list[BaseException]) -> None:
         """Mount and serve until unmounted; an error that ends the mount is appended to `failure`."""
-        settings = self._settings
         waiting: str | None = None
         try:
             opened: _Opened | None = self._open()
@@ -109,6 +108,14 @@ class _Mount:
         except TagfsError as error:
             failure.append(error)
             return
+        # The signals before the mount: one that comes as soon as it is announced must not leave it behind dead.
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            await self._serve(opened, waiting, signals, failure)
+
+    async def _serve(
+        self, opened: _Opened | None, waiting: str | None, signals: AsyncIterator[int], failure: list[BaseException]
+    ) -> None:
+        settings = self._settings
         async with trio.open_nursery() as nursery:
             self._commits = Commits(nursery)
             uid = os.getuid() if settings.uid is None else settings.uid
@@ -122,7 +129,7 @@ class _Mount:
             if waiting is not None:
                 self._operations.waiting = waiting
                 self._announce(f"{settings.mountpoint} is mounted and waits for its store: {waiting}")
-            nursery.start_soon(self._end_on_signal)
+            nursery.start_soon(self._end_on_signal, signals)
             nursery.start_soon(self._follow, opened, failure, nursery)
             _give_back_memory()
             await pyfuse3.main()
@@ -165,16 +172,14 @@ class _Mount:
             ) from error
         self._mounted = next((one for one in reversed(mountpoint.mounts()) if one.point == point), None)
 
-    async def _end_on_signal(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    async def _end_on_signal(self, signals: AsyncIterator[int]) -> None:
+        await anext(signals)
+        log.info("%s: ending", self._settings.mountpoint)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_gently)
             async for _ in signals:
-                break
-            log.info("%s: ending", self._settings.mountpoint)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._end_gently)
-                async for _ in signals:
-                    log.warning("%s: ending at once", self._settings.mountpoint)
-                    await self._terminate()
+                log.warning("%s: ending at once", self._settings.mountpoint)
+                await self._terminate()
 
     async def _end_gently(self) -> None:
         """Unmount; where the mount is busy, take it out of sight and let open files come to their end for a while.
@@ -218,7 +223,7 @@ class _Mount:
         path = self._settings.store
         try:
             return self._open_read_only(path) if self._settings.read_only else self._open_to_write(path)
-        except NotADirectoryError:
+        except (NotADirectoryError, FileExistsError):
             raise StoreRefused(f"{path} is no directory") from None
         except PermissionError as error:
             raise StoreRefused(f"{error.filename or path} may not be used by uid {os.geteuid()}") from error
