@@ -70,8 +70,14 @@ class Volume:
 
     def repair(self) -> None:
         """Bring it back after `cut` and `unmount`: replay the journal, let e2fsck judge, mount."""
-        # Without -y: the journal alone has to make it whole.
-        done = subprocess.run(["e2fsck", "-p", self.device], capture_output=True, text=True, check=False)
+
+        def judged() -> subprocess.CompletedProcess[str] | None:
+            # Without -y: the journal alone has to make it whole.
+            done = subprocess.run(["e2fsck", "-p", self.device], capture_output=True, text=True, check=False)
+            return None if "is in use" in done.stdout + done.stderr else done
+
+        # Whoever made a mount namespace of its own meanwhile has it mounted there too, until it ends.
+        done = eventually(judged, f"{self.device} to be free", patience=60)
         assert done.returncode in (0, 1), done.stdout + done.stderr
         self.mount()
 
