@@ -11,12 +11,13 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TextIO
 
 from tagfs import errors
 from tagfs.arguments import USAGE, Run, parser
 from tagfs.settings import SETTINGS, MountSettings, resolve, value_of
+from tagfs.values import absolute_source
 
 PROBLEMS_FOUND = 6
 INTERRUPTED, PIPE_CLOSED = 130, 141
@@ -142,12 +143,17 @@ def _mount(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int
     flags = {setting.flag: text for setting in SETTINGS if (text := getattr(arguments, setting.field)) is not None}
     flags |= {flag: ",".join(texts) for flag, texts in flags.items() if isinstance(texts, list)}
     store, mountpoint = os.path.abspath(arguments.store), os.path.abspath(arguments.mountpoint)
-    settings = resolve(store, mountpoint, flags, arguments.options, environment)
+    settings = _absolute(resolve(store, mountpoint, flags, arguments.options, environment))
     if settings.background:
         return _mount_in_background(settings, environment)
     _configure(settings.log_level, settings.log_format, environment)
     _serve(settings, lambda line: _print_quietly(line, sys.stdout))
     return 0
+
+
+def _absolute(settings: MountSettings) -> MountSettings:
+    """With paths that are good in any directory: a mount in the background leaves that of its starter."""
+    return replace(settings, inventory=tuple(absolute_source(source) for source in settings.inventory))
 
 
 def _serve(settings: MountSettings, announce: Callable[[str], None]) -> None:

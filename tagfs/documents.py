@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
+from tagfs.errors import ManifestInvalid, SettingRefused
 
-from tagfs.errors import ManifestInvalid
+try:
+    import yaml
+except ImportError as error:
+    raise SettingRefused(f"reading manifests needs more ({error}): pip install 'tagfs[manifests]'") from error
 
 KEPT = frozenset(
     {

@@ -11,7 +11,7 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,10 +30,13 @@ from tagfs.mountpoint import Mounted
 from tagfs.names import BASE
 from tagfs.notifier import Notifier
 from tagfs.operations import Operations
+from tagfs.plan import Rules
 from tagfs.policy import Policy
+from tagfs.removal import MountRemoval
 from tagfs.sentinel import Condition
 from tagfs.settings import MountSettings
-from tagfs.tree import Tree, View
+from tagfs.sweeper import Sweeper
+from tagfs.tree import Invalidation, Tree, View
 from tagfs.writing import WritableTree
 
 log = logging.getLogger(__name__)
@@ -62,7 +65,9 @@ def serve(settings: MountSettings, announce: Callable[[str], None]) -> None:
 
     Raises:
         MountRefused, StoreRefused, StoreHeld, StoreWaiting: nothing stays mounted.
+        SettingRefused, ClusterUnknown: there is no such inventory.
     """
+    sweeper = None if settings.read_only else _sweeper(settings)
     logging.getLogger("pyfuse3").addFilter(_is_news)
     mountpoint.require_device()
     if mountpoint.clear_dead(settings.mountpoint):
@@ -70,7 +75,7 @@ def serve(settings: MountSettings, announce: Callable[[str], None]) -> None:
     mountpoint.require_usable(settings.mountpoint, settings.store)
     _allow_many_files()
     failure: list[BaseException] = []
-    trio.run(_Mount(settings, announce).run, failure)
+    trio.run(_Mount(settings, announce, sweeper).run, failure)
     for error in failure:
         raise error
 
@@ -84,9 +89,10 @@ class _Opened:
 
 
 class _Mount:
-    def __init__(self, settings: MountSettings, announce: Callable[[str], None]) -> None:
+    def __init__(self, settings: MountSettings, announce: Callable[[str], None], sweeper: Sweeper | None) -> None:
         self._settings = settings
         self._announce = announce
+        self._sweeper = sweeper
         self._disk = Disk()
         self._notifier = Notifier(pyfuse3.invalidate_entry, lambda node: pyfuse3.invalidate_inode(node, attr_only=True))
         self._following = trio.CancelScope()
@@ -130,9 +136,11 @@ class _Mount:
                 self._operations.waiting = waiting
                 self._announce(f"{settings.mountpoint} is mounted and waits for its store: {waiting}")
             nursery.start_soon(self._end_on_signal, signals)
+            nursery.start_soon(self._sweep_on_signal)
             nursery.start_soon(self._follow, opened, failure, nursery)
             _give_back_memory()
             await pyfuse3.main()
+            self._following.cancel()
             self._commit_unseen()
             await self._commits.drain()
             await self._notifier.close()
@@ -180,6 +188,14 @@ class _Mount:
             async for _ in signals:
                 log.warning("%s: ending at once", self._settings.mountpoint)
                 await self._terminate()
+
+    async def _sweep_on_signal(self) -> None:
+        with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+            async for _ in signals:
+                if self._sweeper is not None:
+                    self._sweeper.request()
+                else:
+                    log.info("%s: a read-only mount sweeps nothing", self._settings.mountpoint)
 
     async def _end_gently(self) -> None:
         """Unmount; where the mount is busy, take it out of sight and let open files come to their end for a while.
@@ -306,6 +322,9 @@ class _Mount:
         async with trio.open_nursery() as nursery:
             if isinstance(self._operations.tree, WritableTree):
                 nursery.start_soon(self._tidy, opened.store, self._operations.tree, _left_stages(opened.store))
+                assert self._sweeper is not None
+                removal = MountRemoval(self._operations.tree, self._commits, self._forget)
+                nursery.start_soon(self._sweeper.run, removal)
             waiting = await self._watch(opened)
             nursery.cancel_scope.cancel()
         return waiting
@@ -368,6 +387,11 @@ class _Mount:
                 if change.is_lost or change.name == BASE:
                     self._notifier.send(tree.everything())
 
+    def _forget(self, invalid: Iterable[Invalidation]) -> None:
+        """Tell the kernel, unless the mount ends: then nobody answers what the notifier may have to wait for."""
+        if not self._following.cancel_called:
+            self._notifier.send(invalid)
+
     async def _tidy(self, store: DirectoryStore, tree: WritableTree, stages: list[str]) -> None:
         """Remove what an earlier writer left, stale lists too, and put back what it had hidden."""
         try:
@@ -385,6 +409,16 @@ class _Mount:
             return  # told by whoever watches the store
         except (TagfsError, OSError) as error:
             log.error("%s: tidying ended early: %s", self._settings.store, error)
+
+
+def _sweeper(settings: MountSettings) -> Sweeper:
+    inventory = None
+    if settings.inventory:
+        from tagfs.inventories import inventory_of
+
+        inventory = inventory_of(settings, os.environ, is_mount=True)
+    rules = Rules(settings.max_percent, settings.allow_empty_inventory, settings.allow_mass_deletion)
+    return Sweeper(inventory, rules, settings.gc_interval, settings.sweep_suspend)
 
 
 def _left_stages(store: DirectoryStore) -> list[str]:

@@ -8,7 +8,7 @@ import itertools
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -19,9 +19,9 @@ from tagfs.commits import Commits
 from tagfs.errors import DirectoryNotEmpty, ListMissing, RepositoryMissing
 from tagfs.handles import Step
 from tagfs.names import BASE, RepositoryKey
-from tagfs.notifier import Notifier
 from tagfs.plan import Disk
 from tagfs.store import Store
+from tagfs.tree import Invalidation
 from tagfs.writing import WritableTree
 
 log = logging.getLogger(__name__)
@@ -104,13 +104,17 @@ class StoreRemoval(Removal):
 
 
 class MountRemoval(Removal):
-    """Beneath a mount: in the order of its commits, and the kernel is told.  What is open stays readable."""
+    """Beneath a mount: in the order of its commits.  What is open stays readable.
 
-    def __init__(self, tree: WritableTree, commits: Commits, notifier: Notifier) -> None:
+    Args:
+        forget: tells the kernel what to forget.
+    """
+
+    def __init__(self, tree: WritableTree, commits: Commits, forget: Callable[[Iterable[Invalidation]], None]) -> None:
         self._tree = tree
         self._store = tree.store
         self._commits = commits
-        self._notifier = notifier
+        self._forget = forget
 
     @contextmanager
     def marked(self) -> Iterator[Mark]:
@@ -137,11 +141,11 @@ class MountRemoval(Removal):
             nonlocal outcome
             outcome = result
             if result is not Outcome.LEFT:
-                self._notifier.send(self._tree.removed((key.namespace, key.name)))
+                self._forget(self._tree.removed((key.namespace, key.name)))
 
         def fail(_: BaseException) -> None:
             # Some of it may be gone.
-            self._notifier.send(self._tree.removed((key.namespace, key.name)))
+            self._forget(self._tree.removed((key.namespace, key.name)))
 
         store = self._store
         step = Step(key, lambda: remove_orphan(store, key, mark), settle, fail)

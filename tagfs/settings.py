@@ -5,24 +5,18 @@ Does not know: argparse, what a setting does.
 Precedence: a flag, then `-o`, then the environment variable, then the default.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tagfs.errors import NameRefused, SettingRefused
-from tagfs.names import check_namespace
+from tagfs import values
+from tagfs.errors import SettingRefused
 
 CODEC_CHOICES = ("auto", "gzip", "zstd")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 
 VARIABLE_PREFIX = "TAGFS_"
-
-_TRUE = ("1", "true")
-_FALSE = ("0", "false")
-_ID_LIMIT = (1 << 32) - 2
-"""The largest user or group: 2^32 - 1 means "none" to chown(2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +25,7 @@ class MountSettings:
 
     `threshold` and `list_limit` are bytes (their flags are in KiB and MiB); `namespaces` None shows all; `wait` is in
     seconds, None where the flag was not given: a read-only mount then waits for ever, a writer refuses at once.
+    `gc_interval` is in seconds (its flag in minutes).  `tagfs sweep` has those from `inventory` on too.
     """
 
     store: str
@@ -48,6 +43,20 @@ class MountSettings:
     log_level: str = "info"
     log_format: str = "text"
     background: bool = False
+    inventory: tuple[str, ...] = ()
+    manifests_include: tuple[str, ...] = ()
+    manifests_ignore: tuple[str, ...] = ()
+    watch_all_namespaces: bool = True
+    watch_namespaces: frozenset[str] = frozenset()
+    watch_label_selector: str = ""
+    kube_context: str | None = None
+    kube_qps: float = 50.0
+    kube_burst: int = 300
+    gc_interval: float = 600.0
+    max_percent: int = 50
+    allow_empty_inventory: bool = False
+    allow_mass_deletion: bool = False
+    sweep_suspend: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,62 +79,14 @@ class Setting:
         return VARIABLE_PREFIX + self.flag.upper().replace("-", "_")
 
 
-def _switch(text: str) -> bool:
-    if text.lower() not in _TRUE + _FALSE:
-        raise ValueError("1, 0, true or false")
-    return text.lower() in _TRUE
-
-
-def _choice(choices: tuple[str, ...]) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"one of {', '.join(choices)}")
-        return text
-
-    return parse
-
-
-def _size(unit: int, called: str) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and int(text) > 0):
-            raise ValueError(f"a whole number of {called}, at least 1")
-        return int(text) * unit
-
-    return parse
-
-
-def _id(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= _ID_LIMIT):
-        raise ValueError("a numeric id (`id -u NAME` and `id -g NAME` tell it)")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise ValueError("a number of seconds, at least 0")
-    return seconds
-
-
-def _namespaces(text: str) -> frozenset[str]:
-    names = text.split(",")
-    for name in names:
-        try:
-            check_namespace(name)
-        except NameRefused as error:
-            raise ValueError(f"namespaces ({error})") from None
-    return frozenset(names)
-
-
 SETTINGS = (
-    Setting("read-only", "read_only", _switch, None, "never write to the store, take no lock, show what changes in it"),
+    Setting(
+        "read-only", "read_only", values.switch, None, "never write to the store, take no lock, show what changes in it"
+    ),
     Setting(
         "codec",
         "codec",
-        _choice(CODEC_CHOICES),
+        values.choice(CODEC_CHOICES),
         "CODEC",
         "how lists are stored: auto (default; zstd in a new store, what a store's format allows in another), "
         "gzip (keeps a store that Flux can share), zstd (upgrades a store of Flux's to format 3)",
@@ -133,19 +94,23 @@ SETTINGS = (
     Setting(
         "storage-compression-threshold",
         "threshold",
-        _size(1 << 10, "KiB"),
+        values.size(1 << 10, "KiB"),
         "KIB",
         "store lists of at least this size compressed (default 4; Flux's flag of this name has 64)",
     ),
-    Setting("max-list-size", "list_limit", _size(1 << 20, "MiB"), "MIB", "refuse lists larger than this (default 64)"),
-    Setting("namespace", "namespaces", _namespaces, "NS", "show only this namespace; repeat it for more", is_list=True),
-    Setting("allow-other", "allow_other", _switch, None, "let other users read the mount"),
-    Setting("uid", "uid", _id, "UID", "numeric owner of what is shown (default: who runs tagfs)"),
-    Setting("gid", "gid", _id, "GID", "numeric group of what is shown (default: who runs tagfs)"),
+    Setting(
+        "max-list-size", "list_limit", values.size(1 << 20, "MiB"), "MIB", "refuse lists larger than this (default 64)"
+    ),
+    Setting(
+        "namespace", "namespaces", values.namespaces, "NS", "show only this namespace; repeat it for more", is_list=True
+    ),
+    Setting("allow-other", "allow_other", values.switch, None, "let other users read the mount"),
+    Setting("uid", "uid", values.numeric_id, "UID", "numeric owner of what is shown (default: who runs tagfs)"),
+    Setting("gid", "gid", values.numeric_id, "GID", "numeric group of what is shown (default: who runs tagfs)"),
     Setting(
         "wait",
         "wait",
-        _seconds,
+        values.seconds,
         "SECONDS",
         "how long to wait for the store: --read-only waits until it is prepared (default: for ever), a writer until "
         "another one lets go of it (default: 0)",
@@ -153,19 +118,108 @@ SETTINGS = (
     Setting(
         "wipe-foreign",
         "wipe_foreign",
-        _switch,
+        values.switch,
         None,
         "DELETE whatever is in STORE where it is no tag store, and make one of it",
     ),
-    Setting("log-level", "log_level", _choice(LOG_LEVELS), "LEVEL", "debug, info (default), warning or error"),
-    Setting("log-format", "log_format", _choice(LOG_FORMATS), "FORMAT", "text (default) or json"),
-    Setting("background", "background", _switch, None, "return once the mount answers, log to the system's log"),
+    Setting("log-level", "log_level", values.choice(LOG_LEVELS), "LEVEL", "debug, info (default), warning or error"),
+    Setting("log-format", "log_format", values.choice(LOG_FORMATS), "FORMAT", "text (default) or json"),
+    Setting("background", "background", values.switch, None, "return once the mount answers, log to the system's log"),
+    Setting(
+        "inventory",
+        "inventory",
+        values.sources,
+        "SOURCE",
+        "what ought to exist, so that other lists are swept away: kubernetes (the ImageRepository objects of a "
+        "cluster), or manifests:PATH (those in a tree of YAML files; repeat it for more trees)",
+        is_list=True,
+    ),
+    Setting(
+        "manifests-include",
+        "manifests_include",
+        values.patterns,
+        "GLOB",
+        "of the manifests, only files that match; relative to PATH, repeat it for more",
+        is_list=True,
+    ),
+    Setting(
+        "manifests-ignore",
+        "manifests_ignore",
+        values.patterns,
+        "GLOB",
+        "of the manifests, no file or directory that matches, such as templates",
+        is_list=True,
+    ),
+    Setting(
+        "watch-all-namespaces",
+        "watch_all_namespaces",
+        values.switch,
+        "BOOL",
+        "of the cluster, objects in all namespaces (default true); false: in that of the variable RUNTIME_NAMESPACE",
+    ),
+    Setting(
+        "watch-namespace",
+        "watch_namespaces",
+        values.namespaces,
+        "NS",
+        "of the cluster, objects in this namespace only; repeat it for more",
+        is_list=True,
+    ),
+    Setting(
+        "watch-label-selector",
+        "watch_label_selector",
+        values.selector,
+        "SELECTOR",
+        "of the cluster, objects with these labels only, as Flux shards: sharding.fluxcd.io/key=shard1",
+    ),
+    Setting(
+        "kube-context",
+        "kube_context",
+        values.name,
+        "NAME",
+        "the context of the kubeconfig (default: of a pod its own cluster, else the current context)",
+    ),
+    Setting("kube-api-qps", "kube_qps", values.rate, "QPS", "requests a second to the cluster (default 50)"),
+    Setting("kube-api-burst", "kube_burst", values.count, "N", "requests at once to the cluster (default 300)"),
+    Setting(
+        "gc-interval",
+        "gc_interval",
+        values.minutes,
+        "MINUTES",
+        "how often to sweep (default 10); 0 disables it; SIGUSR1 sweeps now",
+    ),
+    Setting(
+        "sweep-max-percent",
+        "max_percent",
+        values.percent,
+        "PERCENT",
+        "hold a mass deletion: at most this share of a store of more than 20 lists goes within an hour (default 50)",
+    ),
+    Setting(
+        "sweep-allow-empty-inventory",
+        "allow_empty_inventory",
+        values.switch,
+        None,
+        "delete every list where nothing at all ought to exist",
+    ),
+    Setting("sweep-allow-mass-deletion", "allow_mass_deletion", values.switch, None, "hold no mass deletion"),
+    Setting("sweep-suspend", "sweep_suspend", values.switch, None, "say what would be swept, and delete nothing"),
 )
 
 _BY_FLAG = {setting.flag: setting for setting in SETTINGS}
 
-_WITHOUT_EFFECT = ("codec", "storage-compression-threshold", "wipe-foreign")
-"""Flags of writers: with --read-only each would have no effect."""
+_OF_MANIFESTS = ("manifests-include", "manifests-ignore")
+_OF_CLUSTERS = (
+    *("watch-all-namespaces", "watch-namespace", "watch-label-selector"),
+    *("kube-context", "kube-api-qps", "kube-api-burst"),
+)
+_OF_GUARDS = ("sweep-max-percent", "sweep-allow-empty-inventory", "sweep-allow-mass-deletion", "sweep-suspend")
+_OF_INVENTORIES = (*_OF_MANIFESTS, *_OF_CLUSTERS, *_OF_GUARDS)
+
+_OF_WRITERS = ("codec", "storage-compression-threshold", "wipe-foreign", "inventory", "gc-interval", *_OF_INVENTORIES)
+
+SWEEP_FLAGS = ("inventory", *(flag for flag in _OF_INVENTORIES if flag != "sweep-suspend"))
+"""Those that `tagfs sweep` has too."""
 
 _GENERIC = (
     "defaults auto noauto user users nouser owner group nofail _netdev exec noexec suid nosuid dev nodev "
@@ -201,14 +255,36 @@ def resolve(
     }
     given |= _options(options)
     given |= {flag: (f"--{flag}", text) for flag, text in flags.items()}
-    values: dict[str, object] = {}
+    found: dict[str, Any] = {}
     for flag, (source, text) in given.items():
-        values[_BY_FLAG[flag].field] = _parsed(flag, source, text)
-    if values.get("read_only"):
-        for flag in _WITHOUT_EFFECT:
-            if values.get(_BY_FLAG[flag].field):
-                raise SettingRefused(f"{given[flag][0]} has no effect on a read-only mount: leave one of the two out")
-    return MountSettings(store, mountpoint, **values)  # type: ignore[arg-type]
+        found[_BY_FLAG[flag].field] = _parsed(flag, source, text)
+    for flags_, why in _without_effect(found):
+        for flag in flags_:
+            if flag in given and (_BY_FLAG[flag].metavar is not None or found[_BY_FLAG[flag].field]):
+                raise SettingRefused(f"{given[flag][0]} has no effect {why}")
+    return MountSettings(store, mountpoint, **found)
+
+
+def resolve_sweep(store: str, flags: Mapping[str, str], environment: Mapping[str, str]) -> MountSettings:
+    """The settings of a sweep by itself: only those of SWEEP_FLAGS, other variables are not looked at."""
+    known = {_BY_FLAG[flag].variable for flag in SWEEP_FLAGS}
+    settings = resolve(store, "", flags, (), {name: environment[name] for name in known & environment.keys()})
+    if not settings.inventory:
+        raise SettingRefused("say by --inventory what ought to exist: kubernetes, manifests:PATH or manifests:-")
+    return settings
+
+
+def _without_effect(found: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The flags that have no effect beside those that were given, and why."""
+    if found.get("read_only"):
+        yield _OF_WRITERS, "on a read-only mount: leave one of the two out"
+    inventory = found.get("inventory", ())
+    if not inventory:
+        yield _OF_INVENTORIES, "without --inventory"
+    if inventory == (values.KUBERNETES,):
+        yield _OF_MANIFESTS, "with --inventory kubernetes"
+    elif inventory:
+        yield _OF_CLUSTERS, "with --inventory manifests"
 
 
 def value_of(flag: str, text: str | None, environment: Mapping[str, str]) -> Any:

@@ -1,6 +1,7 @@
 """Settings: precedence, values, `-o`, and every refusal."""
 
-from dataclasses import fields
+import os
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,9 @@ from hypothesis import strategies as st
 
 from tagfs import codec, policy
 from tagfs.errors import SettingRefused
-from tagfs.settings import SETTINGS, MountSettings, resolve, value_of
+from tagfs.inventories import namespaces_of
+from tagfs.settings import SETTINGS, MountSettings, resolve, resolve_sweep, value_of
+from tagfs.values import absolute_source
 
 DEFAULTS = MountSettings("/store", "/mnt")
 
@@ -46,6 +49,10 @@ def test_every_field_but_the_two_paths_is_a_setting() -> None:
         ("log-level", "debug", "log_level", "debug"),
         ("log-format", "json", "log_format", "json"),
         ("background", "1", "background", True),
+        ("inventory", "kubernetes", "inventory", ("kubernetes",)),
+        ("inventory", "manifests:/a,manifests:b,manifests:/a", "inventory", ("manifests:/a", "manifests:b")),
+        ("gc-interval", "0", "gc_interval", 0.0),
+        ("gc-interval", "1.5", "gc_interval", 90.0),
     ],
 )
 def test_a_value_comes_by_flag_by_option_and_by_variable(flag: str, text: str, field: str, value: object) -> None:
@@ -133,6 +140,22 @@ def test_any_other_option_is_an_error(option: str, told: str) -> None:
         ("wait", "soon"),
         ("log-level", "loud"),
         ("log-format", "xml"),
+        ("inventory", ""),
+        ("inventory", "kubernetes,manifests:/a"),
+        ("inventory", "manifests:"),
+        ("inventory", "/a"),
+        ("manifests-ignore", ""),
+        ("manifests-include", "a,,b"),
+        ("gc-interval", "-1"),
+        ("gc-interval", "inf"),
+        ("watch-all-namespaces", "maybe"),
+        ("watch-namespace", "A"),
+        ("watch-label-selector", " "),
+        ("kube-context", ""),
+        ("kube-api-qps", "nan"),
+        ("kube-api-burst", "0"),
+        ("sweep-max-percent", "101"),
+        ("sweep-max-percent", "50%"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused_by_its_flag(flag: str, text: str) -> None:
@@ -142,7 +165,14 @@ def test_a_value_that_cannot_be_used_is_refused_by_its_flag(flag: str, text: str
 
 @pytest.mark.parametrize(
     ("flag", "text"),
-    [("codec", "auto"), ("codec", "zstd"), ("storage-compression-threshold", "4"), ("wipe-foreign", "1")],
+    [
+        ("codec", "auto"),
+        ("codec", "zstd"),
+        ("storage-compression-threshold", "4"),
+        ("wipe-foreign", "1"),
+        ("inventory", "kubernetes"),
+        ("gc-interval", "0"),
+    ],
 )
 def test_a_flag_without_effect_on_a_read_only_mount_is_refused(flag: str, text: str) -> None:
     for settings in ({"read-only": "1", flag: text}, {flag: text}):
@@ -151,6 +181,76 @@ def test_a_flag_without_effect_on_a_read_only_mount_is_refused(flag: str, text: 
     variable = f"TAGFS_{flag.upper().replace('-', '_')}"
     with pytest.raises(SettingRefused, match=f"{variable} has no effect"):
         resolved({"read-only": "1"}, **{variable: text})
+
+
+OF_MANIFESTS = [
+    ("manifests-include", "clusters/prod/**,*.yaml", "manifests_include", ("clusters/prod/**", "*.yaml")),
+    ("manifests-ignore", "templates", "manifests_ignore", ("templates",)),
+]
+OF_CLUSTERS = [
+    ("watch-all-namespaces", "false", "watch_all_namespaces", False),
+    ("watch-namespace", "a,b", "watch_namespaces", frozenset({"a", "b"})),
+    ("watch-label-selector", "sharding.fluxcd.io/key in (a,b),!x", "watch_label_selector",
+     "sharding.fluxcd.io/key in (a,b),!x"),
+    ("kube-context", "prod", "kube_context", "prod"),
+    ("kube-api-qps", "-1", "kube_qps", -1.0),
+    ("kube-api-burst", "5", "kube_burst", 5),
+]  # fmt: skip
+OF_BOTH = [
+    ("sweep-max-percent", "0", "max_percent", 0),
+    ("sweep-allow-empty-inventory", "1", "allow_empty_inventory", True),
+    ("sweep-allow-mass-deletion", "1", "allow_mass_deletion", True),
+    ("sweep-suspend", "1", "sweep_suspend", True),
+]
+
+
+@pytest.mark.parametrize(("flag", "text", "field", "value"), [*OF_MANIFESTS, *OF_CLUSTERS, *OF_BOTH])
+def test_what_is_of_an_inventory_needs_that_inventory(flag: str, text: str, field: str, value: object) -> None:
+    kinds = {field for *_, field, _ in OF_MANIFESTS}, {field for *_, field, _ in OF_CLUSTERS}
+    variable = f"TAGFS_{flag.upper().replace('-', '_')}"
+    for inventory, others in (("kubernetes", kinds[0]), ("manifests:/m", kinds[1])):
+        given = {"inventory": inventory, flag: text}
+        if field in others:
+            with pytest.raises(SettingRefused, match=f"^--{flag} has no effect with --inventory"):
+                resolved(given)
+        else:
+            assert getattr(resolved(given), field) == value
+            assert resolved({"inventory": inventory}, **{variable: text}) == resolved(given)
+    with pytest.raises(SettingRefused, match=f"^--{flag} has no effect without --inventory"):
+        resolved({flag: text})
+    with pytest.raises(SettingRefused, match=f"^{variable} has no effect without --inventory"):
+        resolved({}, **{variable: text})
+    with pytest.raises(SettingRefused, match=f"^--{flag} has no effect on a read-only mount"):
+        resolved({flag: text, "read-only": "1"})
+
+
+def test_a_sweep_by_itself_looks_at_its_own_settings_only() -> None:
+    settings = resolve_sweep("/store", {"inventory": "manifests:-"}, {"TAGFS_READ_ONLY": "1", "TAGFS_UID": "x"})
+    assert settings == replace(DEFAULTS, mountpoint="", inventory=("manifests:-",))
+    assert resolve_sweep("/store", {}, {"TAGFS_INVENTORY": "kubernetes"}).inventory == ("kubernetes",)
+    with pytest.raises(SettingRefused, match="--inventory"):
+        resolve_sweep("/store", {}, {})
+
+
+def test_the_path_of_a_source_is_made_absolute() -> None:
+    assert absolute_source("kubernetes") == "kubernetes"
+    assert absolute_source("manifests:-") == "manifests:-"
+    assert absolute_source("manifests:/a/../b") == "manifests:/b"
+    assert absolute_source("manifests:a/b") == f"manifests:{os.getcwd()}/a/b"
+
+
+def test_the_namespaces_of_a_cluster_are_those_that_flux_means() -> None:
+    def of(namespace: str | None = None, **flags: str) -> tuple[str, ...]:
+        named = {flag.replace("_", "-"): text for flag, text in flags.items()}
+        environment = {} if namespace is None else {"RUNTIME_NAMESPACE": namespace}
+        return namespaces_of(resolved({"inventory": "kubernetes", **named}), environment)
+
+    assert of("flux-system") == ()
+    assert of("flux-system", watch_all_namespaces="false") == ("flux-system",)
+    assert of("flux-system", watch_all_namespaces="false", watch_namespace="b,a") == ("a", "b")
+    for missing in (None, "", "Not A Namespace"):
+        with pytest.raises(SettingRefused, match="RUNTIME_NAMESPACE"):
+            of(missing, watch_all_namespaces="false")
 
 
 def test_a_switch_that_is_off_has_no_effect_to_lose() -> None:
