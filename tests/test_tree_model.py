@@ -523,7 +523,7 @@ class Programs(RuleBasedStateMachine):
         directory = self.model.directories.get(name)
         if directory is not None:
             put(self.place, key_of(name), plain)
-            directory.plain, directory.mtime = plain, None
+            directory.plain, directory.mtime, directory.is_foreign = plain, None, len(plain) >= THRESHOLD
 
     @rule(name=names, plain=lists, flags=st.sampled_from([REPLACE, APPEND]))
     def a_program_writes(self, name: str, plain: bytes, flags: int) -> None:
@@ -558,7 +558,7 @@ class Programs(RuleBasedStateMachine):
         if directory is not None:
             for suffix in SUFFIXES:
                 list_file(self.place, key_of(name), suffix).unlink(missing_ok=True)
-            directory.plain = None
+            directory.plain, directory.is_foreign = None, False
 
     @rule(name=names, litter=st.sampled_from(["notes", "tags.txt.tmp", "tags.txt~", ".tags.txt.swp"]))
     def littered(self, name: str, litter: str) -> None:

@@ -128,11 +128,13 @@ class Writer:
 
 @dataclass(eq=False)
 class Directory:
-    """A repository directory; `hidden` is the list that comes back if its daemon dies."""
+    """A repository directory; `is_foreign`: another program stored its list otherwise than the mount would; `hidden`
+    is the list (with its time and that) which comes back if its daemon dies."""
 
     plain: bytes | None = None
     mtime: int | None = None
-    hidden: tuple[bytes, int | None] | None = None
+    is_foreign: bool = False
+    hidden: tuple[bytes, int | None, bool] | None = None
     scratch: dict[bytes, Scratch] = field(default_factory=dict)
     writers: list[Writer] = field(default_factory=list)
     meant: list[Scratch] = field(default_factory=list)
@@ -141,7 +143,7 @@ class Directory:
     def look(self) -> bytes | None:
         """The list, as a lookup finds it."""
         if self.plain is None and self.hidden is not None and not any(one.hides for one in self.scratch.values()):
-            (self.plain, self.mtime), self.hidden = self.hidden, None
+            (self.plain, self.mtime, self.is_foreign), self.hidden = self.hidden, None
         return self.plain
 
     def require(self) -> bytes:
@@ -156,8 +158,8 @@ class Directory:
 
     def publish(self, staged: Staged, mtime: int | None = None) -> None:
         whole = (self.plain or b"") + staged.plain if staged.appends else staged.plain
-        if whole != self.plain:
-            self.plain, self.mtime, self.hidden = whole, mtime, None
+        if whole != self.plain or self.is_foreign:
+            self.plain, self.mtime, self.is_foreign, self.hidden = whole, mtime, False, None
             for one in self.scratch.values():
                 one.hides = False
         elif mtime is not None:
@@ -226,7 +228,8 @@ class Directory:
             for other in self.scratch.values():
                 other.hides = False
             self.scratch[name] = Scratch(self.plain, hides=True, mtime=self.mtime)
-            self.hidden, self.plain = (self.plain, self.mtime), None
+            self.hidden, self.plain = (self.plain, self.mtime, self.is_foreign), None
+            self.is_foreign = False
 
         return done
 
@@ -257,6 +260,7 @@ class Directory:
 
         def done() -> None:
             self.plain = self.hidden = None
+            self.is_foreign = False
             for writer in (*before, *self.writers):
                 writer.is_deleted, writer.staged = True, None
             for one in meant:
