@@ -270,7 +270,7 @@ def test_s57_an_unmount_does_not_overtake_a_close(daemons: MakeDaemon, tmp_path:
 def test_s57_what_was_closed_just_before_is_committed(daemons: MakeDaemon, how: str) -> None:
     """The kernel ends a mount without telling of the last closes that the daemon has not read yet."""
     daemon = daemons()
-    paths = [daemon.make(f"app-{number}") for number in range(400)]
+    paths = [daemon.make(f"app-{number}") for number in range(200)]
     for path in paths[::2]:
         path.write_text("old\n")
     descriptors = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in paths]
@@ -285,8 +285,8 @@ def test_s57_what_was_closed_just_before_is_committed(daemons: MakeDaemon, how: 
         mountpoint.unmount(str(daemon.point))
     assert daemon.wait() == 0
     again = daemons("--read-only")
-    lost = [number for number in range(400) if again.list_path(f"app-{number}").read_text() != tags(number + 1)]
-    assert not lost, f"{len(lost)} of 400"
+    lost = [number for number in range(200) if again.list_path(f"app-{number}").read_text() != tags(number + 1)]
+    assert not lost, f"{len(lost)} of 200"
 
 
 def test_s57_a_list_that_is_open_at_the_end_is_not_committed(daemons: MakeDaemon) -> None:

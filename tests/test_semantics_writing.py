@@ -271,6 +271,19 @@ def test_s20_an_unchanged_list_is_not_rewritten(mount: Daemon, count: int) -> No
     assert path.stat().st_ino != shown.st_ino and file.stat().st_ino != before.st_ino
 
 
+def test_s20_the_time_of_an_unchanged_list_can_be_set(mount: Daemon, tmp_path: Path) -> None:
+    path = mount.make("app")
+    path.write_text(tags(2000))
+    (file,) = eventually(lambda: mount.stored("app"))
+    before = file.stat()
+    (tmp_path / "source").write_text(tags(2000))
+    for how, seconds in (("cp -p $1 tags.txt", 1_500_000_000), ("cp -p $1 next; mv next tags.txt", 1_500_000_001)):
+        os.utime(tmp_path / "source", (seconds, seconds))
+        succeed(how, path.parent, tmp_path / "source")
+        assert path.stat().st_mtime == seconds
+        assert (file.stat().st_ino, file.stat().st_mtime) == (before.st_ino, seconds)
+
+
 def test_s21_a_failed_commit_leaves_the_old_list(daemons: MakeDaemon, tmp_path: Path) -> None:
     full = tmp_path / "full"
     full.mkdir()
