@@ -254,7 +254,8 @@ def test_a_commit_killed_at_any_call_leaves_the_old_list_or_the_new_one(
         points = every
     elif operation.name == SAMPLED:
         points = sorted({*points, *every[::SAMPLE]}, key=recorded.index)
-    killed = [call for call in points if victim.kill_at(call)]
+    # Twice, because a worker that was idle for long ends, and then another one, that is not traced, does the work.
+    killed = [call for call in points if victim.kill_at(call) or victim.kill_at(call)]
     code, said = check_command(victim.daemon.store)
     assert code == 0, said
     with capsys.disabled():
