@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from tagfs import __version__
-from tagfs.settings import CODEC_CHOICES, SETTINGS, Setting
+from tagfs.settings import CODEC_CHOICES, SETTINGS, SWEEP_FLAGS, Setting
 
 USAGE = 2
 """Exit code."""
@@ -70,6 +70,17 @@ writing; readers may go on. Cut short at any point, run it again.
 examples:
   tagfs convert /var/lib/tags --codec zstd
   tagfs convert /var/lib/tags --codec gzip       before Flux takes the directory over"""
+
+
+_SWEEP = """\
+Deletes the lists that the inventory does not have, in a store that no mount holds; a mount sweeps by itself. What a
+guard holds stays: an inventory that is not complete deletes nothing, an empty one neither, and of more than 20 lists
+no more than --sweep-max-percent go. With --dry-run nothing is written, and a mount may go on.
+
+examples:
+  tagfs sweep /var/lib/tags --inventory kubernetes --dry-run
+  tagfs sweep /var/lib/tags --inventory manifests:clusters/prod --manifests-ignore templates
+  kustomize build clusters/prod | tagfs sweep /var/lib/tags --inventory manifests:-"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -133,11 +144,18 @@ def parser(runs: Mapping[str, Run], endings: str) -> argparse.ArgumentParser:
     convert.add_argument("store", metavar="STORE")
     convert.add_argument("--codec", required=True, choices=CODEC_CHOICES[1:], help="gzip (format 2) or zstd (format 3)")
 
+    sweep = command("sweep", "delete the lists of images that nobody declares any more", _SWEEP)
+    sweep.add_argument("store", metavar="STORE")
+    sweep.add_argument("--dry-run", action="store_true", help="tell what would go, and delete nothing")
+    sweep.add_argument("--json", action="store_true", help="one object with stable keys, sizes in bytes")
+
     by_flag = {setting.flag: setting for setting in SETTINGS}
+    for flag in SWEEP_FLAGS:
+        _add(sweep, by_flag[flag])
     _add(convert, by_flag["storage-compression-threshold"])
-    for made in (status, check, convert):
+    for made in (status, check, convert, sweep):
         _add(made, by_flag["max-list-size"])
-    for made in (unmount, status, check, convert):
+    for made in (unmount, status, check, convert, sweep):
         _add(made, by_flag["log-level"])
 
     help_ = command("help", "show this help, or that of a command", "")
@@ -148,7 +166,8 @@ def parser(runs: Mapping[str, Run], endings: str) -> argparse.ArgumentParser:
 def _add(made: argparse.ArgumentParser, setting: Setting) -> None:
     flag = f"--{setting.flag}"
     if setting.metavar is None:
-        made.add_argument(flag, dest=setting.field, action="store_const", const="1", help=setting.help)
+        names = (flag, "--allow-mass-deletion") if setting.flag == "sweep-allow-mass-deletion" else (flag,)
+        made.add_argument(*names, dest=setting.field, action="store_const", const="1", help=setting.help)
     else:
         action = "append" if setting.is_list else "store"
         made.add_argument(flag, dest=setting.field, action=action, metavar=setting.metavar, help=setting.help)

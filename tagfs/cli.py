@@ -16,10 +16,11 @@ from typing import TextIO
 
 from tagfs import errors
 from tagfs.arguments import USAGE, Run, parser
-from tagfs.settings import SETTINGS, MountSettings, resolve, value_of
+from tagfs.settings import SETTINGS, MountSettings, resolve, resolve_sweep, value_of
 from tagfs.values import absolute_source
 
 PROBLEMS_FOUND = 6
+DISK_FAILED = 8
 INTERRUPTED, PIPE_CLOSED = 130, 141
 """128 and the number of the signal, as a shell tells it."""
 
@@ -61,7 +62,7 @@ ENDINGS = (
     Ending(5, "cannot mount, or unmount: the mount point, /dev/fuse or the rights", (errors.MountRefused,)),
     Ending(PROBLEMS_FOUND, "problems were found in the store", (errors.ListCorrupt,)),
     Ending(7, "the store was not ready within --wait", (errors.StoreWaiting,)),
-    Ending(8, "the disk, or the output, failed", (OSError, errors.CommitUncertain)),
+    Ending(DISK_FAILED, "the disk, or the output, failed", (OSError, errors.CommitUncertain)),
     Ending(
         9,
         "which lists ought to exist could not be told: the cluster, or the manifests; nothing was deleted",
@@ -128,7 +129,7 @@ def _fail(error: Exception) -> int:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, errors.StoreHeld):
-        return f"{error}; `tagfs unmount` its mount first"
+        return f"{error}; {error.advice}"
     if isinstance(error, errors.TagfsError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
@@ -140,10 +141,8 @@ def _sentence(error: Exception) -> str:
 
 
 def _mount(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
-    flags = {setting.flag: text for setting in SETTINGS if (text := getattr(arguments, setting.field)) is not None}
-    flags |= {flag: ",".join(texts) for flag, texts in flags.items() if isinstance(texts, list)}
     store, mountpoint = os.path.abspath(arguments.store), os.path.abspath(arguments.mountpoint)
-    settings = _absolute(resolve(store, mountpoint, flags, arguments.options, environment))
+    settings = _absolute(resolve(store, mountpoint, _given(arguments), arguments.options, environment))
     if settings.background:
         return _mount_in_background(settings, environment)
     _configure(settings.log_level, settings.log_format, environment)
@@ -248,6 +247,37 @@ def _convert(arguments: argparse.Namespace, environment: Mapping[str, str]) -> i
     return PROBLEMS_FOUND if converting.conversion.unreadable_count else 0
 
 
+def _sweep(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    _configure_plain(arguments, environment)
+    from tagfs import report
+    from tagfs.inventories import inventory_of
+    from tagfs.plan import Rules
+    from tagfs.sweeping import sweep_store
+
+    settings = resolve_sweep(os.path.abspath(arguments.store), _given(arguments), environment)
+    inventory = inventory_of(settings, environment, is_mount=False)
+    assert inventory is not None
+    rules = Rules(settings.max_percent, settings.allow_empty_inventory, settings.allow_mass_deletion)
+    limit = _list_limit(arguments, environment)
+    found = sweep_store(settings.store, inventory, rules, limit, arguments.dry_run)
+    if arguments.json:
+        print(report.sweep_json(found))
+    else:
+        report.show_sweep(found, report.Page())
+    if found.refusal:
+        sys.stdout.flush()
+        raise errors.SweepHeld(found.refusal)
+    return DISK_FAILED if found.count("failed") else 0
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, str]:
+    """The settings that were given as flags: flag -> text."""
+    flags = {
+        setting.flag: text for setting in SETTINGS if (text := getattr(arguments, setting.field, None)) is not None
+    }
+    return {flag: ",".join(text) if isinstance(text, list) else text for flag, text in flags.items()}
+
+
 def _list_limit(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     limit: int = value_of("max-list-size", arguments.list_limit, environment)
     return limit
@@ -285,6 +315,7 @@ _RUNS: Mapping[str, Run] = {
     "status": _status,
     "check": _check,
     "convert": _convert,
+    "sweep": _sweep,
     "help": _help,
 }
 

@@ -103,12 +103,14 @@ class StoreHeld(TagfsError):
     Args:
         path: the store.
         holder: who holds it, as far as the kernel tells (`pid 12 (tagfs mount …)`).
+        advice: what to do about it.
     """
 
-    def __init__(self, path: str, holder: str) -> None:
+    def __init__(self, path: str, holder: str, advice: str = "`tagfs unmount` its mount first") -> None:
         super().__init__(f"{path} is held by another writer: {holder}")
         self.path = path
         self.holder = holder
+        self.advice = advice
 
 
 class MountRefused(TagfsError):

@@ -88,15 +88,17 @@ class Removal(ABC):
 
 
 class StoreRemoval(Removal):
-    """On the store itself, whose only writer this process is."""
+    """On the store itself, whose only writer this process is; `before` is called before each deletion."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, before: Callable[[RepositoryKey], None] = lambda key: None) -> None:
         self._store = store
+        self._before = before
 
     async def listing(self) -> Disk:
         return collect(entries(self._store))
 
     async def remove(self, key: RepositoryKey, mark: Mark) -> Outcome:
+        self._before(key)
         return remove_orphan(self._store, key, mark)
 
     async def prune(self, namespace: str, mark: Mark, is_emptied: bool) -> bool:

@@ -1,6 +1,6 @@
 """Report: what a command found, as a table on a terminal, as lines in a pipe, as JSON.  Blocking.
 
-Owns: how a survey, findings and a conversion look; progress.
+Owns: how a survey, findings, a conversion and a sweep look; progress.
 Does not know: where they come from.
 Formats: in a pipe `key: value` and tab-separated rows, sizes in bytes; JSON keys are stable and sizes are bytes.
 """
@@ -15,6 +15,7 @@ from typing import TextIO
 
 from tagfs.convert import Conversion
 from tagfs.findings import Finding, Findings
+from tagfs.orphans import SweepReport
 from tagfs.survey import Survey
 
 QUIET_SECONDS = 0.5
@@ -182,6 +183,68 @@ def show_conversion(conversion: Conversion, page: Page) -> None:
             ("unreadable", conversion.unreadable_count),
         ]
     )
+
+
+def show_sweep(found: SweepReport, page: Page) -> None:
+    if found.orphans:
+        rows = [
+            (
+                str(one.key),
+                one.state,
+                _known(one.tags),
+                _known(one.plain_bytes, Size),
+                Size(one.stored_bytes),
+                one.reason,
+            )
+            for one in found.orphans
+        ]
+        page.table("Orphans", ("repository", "", "tags", "plain", "stored", ""), rows)
+    if found.namespaces:
+        page.table("Namespaces without a repository", ("namespace",), [(name,) for name in found.namespaces])
+    page.pairs(
+        [
+            ("store", found.path),
+            ("inventory", found.inventory),
+            ("lists", found.lists),
+            ("expected", found.expected),
+            ("orphans", len(found.orphans)),
+            ("deleted", None if found.is_dry else found.count("deleted")),
+            ("left", None if found.is_dry else found.count("left")),
+            ("held", found.count("held")),
+            ("failed", None if found.is_dry else found.count("failed")),
+            ("stored", Size(sum(one.stored_bytes for one in found.orphans))),
+        ]
+    )
+
+
+def sweep_json(found: SweepReport) -> str:
+    return json.dumps(
+        {
+            "path": found.path,
+            "inventory": found.inventory,
+            "dry_run": found.is_dry,
+            "lists": found.lists,
+            "expected": found.expected,
+            "refusal": found.refusal,
+            "orphans": [
+                {
+                    "repository": str(one.key),
+                    "state": one.state,
+                    "tags": one.tags,
+                    "plain_bytes": one.plain_bytes,
+                    "stored_bytes": one.stored_bytes,
+                    "reason": one.reason,
+                }
+                for one in found.orphans
+            ],
+            "namespaces": found.namespaces,
+        },
+        indent=2,
+    )
+
+
+def _known(value: int | None, kind: Callable[[int], Cell] = int) -> Cell:
+    return "?" if value is None else kind(value)
 
 
 def survey_json(survey: Survey) -> str:

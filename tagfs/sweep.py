@@ -8,7 +8,7 @@ The disk first: a repository that is created while this looks is either not on t
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -18,7 +18,8 @@ from tagfs.errors import StoreWaiting, TagfsError
 from tagfs.inventory import Inventory
 from tagfs.names import RepositoryKey
 from tagfs.plan import SMALL, Guard, Plan, Rules, plan
-from tagfs.removal import Mark, Outcome, Removal
+from tagfs.removal import Mark, Outcome, Removal, StoreRemoval
+from tagfs.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -234,6 +235,13 @@ class Sweep:
             len(swept.pruned),
             seconds,
         )
+
+
+def run_once(
+    store: Store, inventory: Inventory, rules: Rules, is_dry: bool, before: Callable[[RepositoryKey], None]
+) -> Swept:
+    """Sweep a store whose only writer this process is, or, `is_dry`, any; `before` is called before each deletion."""
+    return trio.run(Sweep(inventory, rules).run, StoreRemoval(store, before), is_dry)
 
 
 def _tell_each(keys: Sequence[RepositoryKey], what: str) -> None:
