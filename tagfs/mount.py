@@ -32,12 +32,12 @@ from tagfs.notifier import Notifier
 from tagfs.operations import Operations
 from tagfs.plan import Rules
 from tagfs.policy import Policy
+from tagfs.replacing import WritableTree
 from tagfs.removal import MountRemoval
 from tagfs.sentinel import Condition
 from tagfs.settings import MountSettings
 from tagfs.sweeper import Sweeper
 from tagfs.tree import Invalidation, Tree, View
-from tagfs.writing import WritableTree
 
 log = logging.getLogger(__name__)
 

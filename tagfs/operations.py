@@ -21,8 +21,8 @@ from tagfs import errors
 from tagfs.commits import Commits
 from tagfs.handles import Step
 from tagfs.inodes import ROOT_ID
+from tagfs.replacing import WritableTree
 from tagfs.tree import FOREVER, Attributes, Tree
-from tagfs.writing import WritableTree
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from tagfs.errors import DirectoryNotEmpty, ListMissing, RepositoryMissing
 from tagfs.handles import Step
 from tagfs.names import BASE, RepositoryKey
 from tagfs.plan import Disk
+from tagfs.replacing import WritableTree
 from tagfs.store import Store
 from tagfs.tree import Invalidation
-from tagfs.writing import WritableTree
 
 log = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from tagfs.inodes import ROOT_ID
 from tagfs.memory import MemoryStore
 from tagfs.names import BASE, RepositoryKey
 from tagfs.operations import ERRNOS, HEAVY, PASSED_ON, REPEAT_AFTER, Complaints, Operations, answered, errno_of
+from tagfs.replacing import WritableTree
 from tagfs.store import Stage, Version
 from tagfs.tree import FOREVER, Tree, View
-from tagfs.writing import WritableTree
 
 KEY = RepositoryKey("team", "app")
 OTHER = RepositoryKey("team", "web")

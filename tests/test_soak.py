@@ -14,7 +14,7 @@ from tagfs.errors import VersionGone
 from tagfs.memory import MemoryStore
 from tagfs.mount import LOOKED_UP
 from tagfs.names import RepositoryKey
-from tagfs.writing import WritableTree
+from tagfs.replacing import WritableTree
 
 KEY = RepositoryKey("team", "app")
 

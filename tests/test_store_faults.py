@@ -14,10 +14,10 @@ import pytest
 
 from tagfs import sentinel
 from tagfs.directory import DirectoryStore
-from tagfs.policy import Policy
 from tagfs.disk import Disk
 from tagfs.errors import CommitUncertain, ListMissing, StoreWaiting, TagfsError
 from tagfs.names import BASE, LIST, LOST_AND_FOUND, STAGE_DIRECTORY, RepositoryKey
+from tagfs.policy import Policy
 from tagfs.store import Stage, Store, Version
 from tests.support.faulty_disk import Fault, FaultyDisk, PowerCut, Wrong
 from tests.support.places import fast_directory, open_descriptors

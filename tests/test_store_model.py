@@ -21,11 +21,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from tagfs import sentinel
 from tagfs.codec import CODECS, GZIP, PLAIN, ZSTD, Codec
 from tagfs.directory import DirectoryStore, _StagedFile
-from tagfs.policy import Policy, codecs_of
 from tagfs.disk import Disk
 from tagfs.errors import DirectoryNotEmpty, ListCorrupt, ListMissing, RepositoryMissing, TagfsError
 from tagfs.memory import MemoryStore
 from tagfs.names import BASE, LIST, STAGE_DIRECTORY, RepositoryKey
+from tagfs.policy import Policy, codecs_of
 from tagfs.store import Snapshot, Stage, Store
 from tests.support.places import SHARED_MEMORY, open_descriptors
 from tests.support.simulated_disk import SimulatedDisk

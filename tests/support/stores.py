@@ -9,10 +9,10 @@ from pathlib import Path
 from tagfs import sentinel
 from tagfs.codec import GZIP, ZSTD, Codec
 from tagfs.directory import DirectoryStore
-from tagfs.policy import Policy
 from tagfs.disk import Disk
 from tagfs.errors import ListMissing
 from tagfs.names import RepositoryKey
+from tagfs.policy import Policy
 from tagfs.store import Store
 
 KEY = RepositoryKey("apps", "podinfo")
