@@ -32,8 +32,8 @@ from tagfs.notifier import Notifier
 from tagfs.operations import Operations
 from tagfs.plan import Rules
 from tagfs.policy import Policy
-from tagfs.replacing import WritableTree
 from tagfs.removal import MountRemoval
+from tagfs.replacing import WritableTree
 from tagfs.sentinel import Condition
 from tagfs.settings import MountSettings
 from tagfs.sweeper import Sweeper
@@ -158,7 +158,12 @@ class _Mount:
             self._commits.submit(step)
 
     def _is_mounted(self) -> bool:
-        return self._mounted is None or self._mounted in mountpoint.mounts()
+        """Whether it is still there, or that is not known.  Asks the mount table alone: only we can answer for a path
+        in the mount, and not while the loop waits for the answer."""
+        mounted = self._mounted
+        return mounted is None or any(
+            (one.point, one.device) == (mounted.point, mounted.device) for one in mountpoint.mounts()
+        )
 
     # -- the session with the kernel
 
@@ -209,7 +214,8 @@ class _Mount:
         try:
             await trio.to_thread.run_sync(mountpoint.unmount, point, True)
         except MountRefused as error:
-            log.error("%s", error)
+            if self._is_mounted():
+                log.error("%s", error)
         await trio.sleep(GRACE)
         await self._terminate()
 
@@ -218,7 +224,7 @@ class _Mount:
         self._was_terminated = True
         self._following.cancel()
         await self._notifier.close()
-        if mountpoint.mounted_at(self._settings.mountpoint) is not None:
+        if self._mounted is not None and self._is_mounted():
             await trio.to_thread.run_sync(mountpoint.unmount, self._settings.mountpoint, True)
         pyfuse3.terminate()
 

@@ -257,6 +257,21 @@ def test_a_second_signal_ends_at_once(mount: Daemon) -> None:
     mount.await_message("ending at once")
 
 
+def test_a_second_signal_ends_a_mount_whose_store_went_away(mount: Daemon) -> None:
+    """The kernel keeps nothing of the mount then: whatever the daemon asks of its own mount waits for itself."""
+    path = mount.make("app")
+    path.write_text("v1\n")
+    descriptor = os.open(path, os.O_RDONLY)
+    (mount.store / ".storage-version").unlink()
+    mount.await_message("until it is ready again")
+    os.kill(mount.pid, signal.SIGTERM)
+    os.kill(mount.pid, signal.SIGINT)
+    mount.expected.append("ending at once")
+    assert mount.wait() == 0
+    assert refused(os.close, descriptor) in (errno.ENOTCONN, errno.ECONNABORTED)
+    assert not os.path.ismount(mount.point)
+
+
 def test_a_mount_that_waits_ends_on_a_signal(daemons: MakeDaemon) -> None:
     daemon = daemons("--read-only", start=False, expected=("is not there yet",)).start(wait=False)
     daemon.await_line("waits for its store")
