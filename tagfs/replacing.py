@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from tagfs import taglist
+from tagfs.buffers import Buffer, Scratch
 from tagfs.errors import (
     AlreadyExists,
     DirectoryNotEmpty,
@@ -21,11 +22,12 @@ from tagfs.errors import (
     TagListInvalid,
     VersionGone,
 )
-from tagfs.handles import Buffer, Scratch, ScratchHandle, Staged, Step, WriteHandle
+from tagfs.handles import ScratchHandle, Step, WriteHandle
 from tagfs.inodes import ListNode, ScratchNode
 from tagfs.names import BASE, LIST, RepositoryKey
 from tagfs.store import Store, Version
 from tagfs.tree import LIST_NAME, Attributes, Invalidation, check_path
+from tagfs.writer import Staged
 from tagfs.writing import SCRATCH_COST, Writing, shown
 
 log = logging.getLogger(__name__)

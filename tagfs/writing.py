@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tagfs.buffers import Budget, Buffer, Scratch
 from tagfs.errors import (
     AlreadyExists,
     CommitUncertain,
@@ -28,12 +29,13 @@ from tagfs.errors import (
     TagListInvalid,
     VersionGone,
 )
-from tagfs.handles import Budget, Buffer, ReadHandle, Scratch, ScratchHandle, Staged, Step, WriteHandle, Writer
+from tagfs.handles import ReadHandle, ScratchHandle, Step, WriteHandle
 from tagfs.inodes import DirectoryNode, ListNode, Node, ScratchNode
 from tagfs.names import BASE, RepositoryKey
 from tagfs.store import Snapshot, Stage, Store, Version
 from tagfs.traces import Traces
 from tagfs.tree import LIST_NAME, Attributes, Tree, View
+from tagfs.writer import Staged, Writer
 
 log = logging.getLogger(__name__)
 

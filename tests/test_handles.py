@@ -4,12 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tagfs.buffers import Budget, Buffer, Scratch
 from tagfs.codec import PLAIN
 from tagfs.errors import EmptyingRefused, HandlePoisoned, ListCorrupt, ListTooLarge, StagingFull, TagListInvalid
-from tagfs.handles import Budget, Buffer, Scratch, Staged, Writer
 from tagfs.inodes import Inodes
 from tagfs.names import RepositoryKey
 from tagfs.store import Snapshot, Version
+from tagfs.writer import Staged, Writer
 
 KEY = RepositoryKey("team", "app")
 PID = 7
