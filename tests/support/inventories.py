@@ -1,8 +1,8 @@
 """An inventory whose truth a test decides, and which keeps its promises."""
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager
 
 import trio
 
@@ -49,9 +49,10 @@ class ToldInventory(Inventory):
 
     @asynccontextmanager
     async def departures(self) -> AsyncIterator[AsyncIterator[RepositoryKey]]:
-        yield self._departures()
+        async with aclosing(self._departures()) as departures:
+            yield departures
 
-    async def _departures(self) -> AsyncIterator[RepositoryKey]:
+    async def _departures(self) -> AsyncGenerator[RepositoryKey, None]:
         while True:
             while self._departed:
                 if (key := self._departed.popleft()) not in self.there:
