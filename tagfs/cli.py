@@ -100,7 +100,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return PIPE_CLOSED
     except Exception as error:
-        return _fail(error)
+        code = _fail(error)
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:  # the output itself is what failed
+            _drop_output()
+        return code
 
 
 def _run(argv: list[str], environment: Mapping[str, str]) -> int:
