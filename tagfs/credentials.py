@@ -105,6 +105,7 @@ class Trust:
     def context(self, identity: Identity) -> ssl.SSLContext:
         """The TLS context for connections that show `identity`."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.is_blind:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE

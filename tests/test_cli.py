@@ -410,7 +410,10 @@ def on_a_terminal(*arguments: object, without_rich: bool = False) -> tuple[int, 
     code += "from tagfs.cli import main\nsys.exit(main())"
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], stdout=terminal, stderr=terminal, env=environment()
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=terminal,
+        stderr=terminal,
+        env={**environment(), "TERM": "xterm"},
     )
     os.close(terminal)
     seen = b""

@@ -1,5 +1,6 @@
 """Clauses "What is shown" of `docs/semantics.md`."""
 
+import contextlib
 import errno
 import gzip
 import os
@@ -38,12 +39,8 @@ def test_s1_only_the_layout_is_shown(daemons: MakeDaemon, tmp_path: Path) -> Non
     flux.directory("pipe").mkdir()
     os.mkfifo(flux.directory("pipe") / "tags.txt")
     flux.directory("socket").mkdir()
-    os.chdir(flux.directory("socket"))
-    try:
-        with socket.socket(socket.AF_UNIX) as bound:
-            bound.bind("tags.txt")
-    finally:
-        os.chdir("/")
+    with contextlib.chdir(flux.directory("socket")), socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("tags.txt")
     (tmp_path / "store" / "lost+found").mkdir()
     (tmp_path / "store" / "foreign").touch()
     shown = [

@@ -97,8 +97,8 @@ class Daemon:
         assert self.process is not None
         if not self.wrapper:
             return self.process.pid
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(children[0])
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return int(eventually(lambda: children.read_text().split(), "the wrapper starts tagfs")[0])
 
     def stop(self) -> int:
         """Ask it to end, as systemd would; -> its exit code."""
