@@ -104,12 +104,23 @@ class Directories(Store):
                 raise _not_empty(error, key.directory) from error
             self._durable.discard((key.namespace, key.name))
 
-    def has_list(self, key: RepositoryKey) -> bool:
+    def holdings(self, namespace: str) -> Iterator[tuple[RepositoryKey, bool]]:
+        with self.opened(namespace) as above:
+            for name in [name for name, is_dir in self.disk.names(above) if is_dir and is_repository(name)]:
+                try:
+                    yield RepositoryKey(namespace, name), self._has_list(above, name)
+                except (FileNotFoundError, NotADirectoryError):
+                    continue
+                except OSError:
+                    yield RepositoryKey(namespace, name), True  # One that cannot be read is there all the same.
+        self._require_current()
+
+    def _has_list(self, above: int, name: str) -> bool:
+        directory = self.disk.open_dir(above, name)
         try:
-            with self.opened(key.namespace, key.name) as directory:
-                return bool(self._variants(directory))
-        except RepositoryMissing:
-            return False
+            return variants.exists(self.disk, directory, self.codecs)
+        finally:
+            self.disk.close(directory)
 
     @contextmanager
     def opened(self, *path: str) -> Iterator[int]:

@@ -64,6 +64,9 @@ class Plan:
 class Guard:
     """Holds a mass deletion, whether it comes by one sweep or as a stream of departures.
 
+    It is one where more than the share has been deleted of what was there in the last WINDOW, and the store has also
+    shrunk by more than that: repositories that come and go all day are none, and neither is what people delete.
+
     A deletion is reserved before it is begun, and ends as `deleted` or `given_back`.  What is held once stays held
     until it is no orphan any more, however many hours pass, and counts meanwhile as if it went.
     """
@@ -72,6 +75,9 @@ class Guard:
         self._rules = rules
         # INVARIANT: in order; those of the last WINDOW seconds and perhaps older ones.
         self._deleted: deque[float] = deque()
+        # INVARIANT: (when, lists that were there), times ascending and sizes descending: the first is the largest.
+        self._sizes: deque[tuple[float, int]] = deque()
+        self._present = 0
         self._reserved = 0
         self.held: frozenset[RepositoryKey] = frozenset()
 
@@ -79,11 +85,17 @@ class Guard:
         """How many more lists of a store of `present` lists may be deleted now; None: any number."""
         while self._deleted and self._deleted[0] <= now - WINDOW:
             self._deleted.popleft()
-        base = present + len(self._deleted)
-        if self._rules.allow_mass_deletion or self._rules.max_percent >= 100 or base <= SMALL:
+        self._present = present
+        self._note_size(now)
+        while self._sizes[0][0] <= now - WINDOW:
+            self._sizes.popleft()
+        largest = self._sizes[0][1]
+        if self._rules.allow_mass_deletion or self._rules.max_percent >= 100 or largest <= SMALL:
             return None
-        gone = len(self._deleted) + self._reserved + len(self.held)
-        return max(0, self._rules.max_percent * base // 100 - gone)
+        percent, deleted = self._rules.max_percent, len(self._deleted)
+        by_count = percent * (present + deleted) // 100 - deleted
+        by_size = present - -(-(100 - percent) * largest // 100)
+        return max(0, max(by_count, by_size) - self._reserved - len(self.held))
 
     def reserve(self, count: int) -> None:
         """Count `count` deletions, for which there is room, as begun."""
@@ -93,6 +105,8 @@ class Guard:
         """One that was reserved has been deleted, or may have been."""
         self._reserved -= 1
         self._deleted.append(now)
+        self._note_size(now)
+        self._present -= 1
 
     def given_back(self, count: int = 1) -> None:
         """Some that were reserved are not deleted."""
@@ -104,6 +118,11 @@ class Guard:
     def keep_only(self, orphans: Iterable[RepositoryKey]) -> None:
         """Let go of what is held and not among `orphans`, which a complete look has found."""
         self.held &= frozenset(orphans)
+
+    def _note_size(self, now: float) -> None:
+        while self._sizes and self._sizes[-1][1] <= self._present:
+            self._sizes.pop()
+        self._sizes.append((now, self._present))
 
 
 def plan(

@@ -174,16 +174,15 @@ def entries(store: Store) -> Iterator[_Entry]:
     """Every namespace, then its keys; what vanishes meanwhile, or cannot be read, may be missing."""
     for namespace in sorted(store.namespaces()):
         try:
-            names = sorted(store.repositories(namespace))
+            for key, has_list in store.holdings(namespace):
+                yield _Entry(namespace, key, has_list)
         except RepositoryMissing:
             continue
         except OSError as error:
+            # Not seen whole, and so not taken for empty.
             log.error("%s/%s: not swept: %s", BASE, namespace, error.strerror or error)
             continue
         yield _Entry(namespace)
-        for name in names:
-            key = RepositoryKey(namespace, name)
-            yield _Entry(namespace, key, _has_list(store, key))
 
 
 def collect(found: Iterator[_Entry]) -> Disk:
@@ -196,13 +195,6 @@ def collect(found: Iterator[_Entry]) -> Disk:
         else:
             (lists if entry.has_list else bare).append(entry.key)
     return Disk(frozenset(lists), frozenset(bare), frozenset(namespaces))
-
-
-def _has_list(store: Store, key: RepositoryKey) -> bool:
-    try:
-        return store.has_list(key)
-    except OSError:
-        return True  # Whatever is wrong with it is told when it is to be deleted.
 
 
 def remove_orphan(store: Store, key: RepositoryKey, mark: Mark) -> Outcome:

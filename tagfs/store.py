@@ -172,13 +172,17 @@ class Store(ABC):
             for name in names:
                 yield RepositoryKey(namespace, name)
 
-    def has_list(self, key: RepositoryKey) -> bool:
-        """Whether there is a list of a key, readable or not."""
-        try:
-            self.examine(key)
-        except (ListMissing, RepositoryMissing):
-            return False
-        return True
+    def holdings(self, namespace: str) -> Iterator[tuple[RepositoryKey, bool]]:
+        """Every key of a namespace that has a directory, and whether it has a list, readable or not;
+        RepositoryMissing where there is no such namespace.  What vanishes meanwhile may be missing."""
+        for name in self.repositories(namespace):
+            key = RepositoryKey(namespace, name)
+            try:
+                self.examine(key)
+            except (ListMissing, RepositoryMissing):
+                yield key, False
+            else:
+                yield key, True
 
     def read(self, key: RepositoryKey) -> bytes:
         """The plain bytes of a list; ListMissing, ListCorrupt."""

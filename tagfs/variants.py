@@ -52,6 +52,17 @@ def find(disk: Disk, directory: int, codecs: tuple[Codec, ...], prefix: str = ""
     return sorted(found, key=lambda variant: variant.rank, reverse=True)
 
 
+def exists(disk: Disk, directory: int, codecs: tuple[Codec, ...]) -> bool:
+    """Whether the directory of a key has a variant."""
+    for codec in codecs:
+        try:
+            if stat.S_ISREG(disk.stat(directory, LIST + codec.suffix).st_mode):
+                return True
+        except FileNotFoundError:
+            continue
+    return False
+
+
 def find_hidden(disk: Disk, directory: int, codecs: tuple[Codec, ...]) -> list[Variant]:
     return find(disk, directory, codecs, HIDDEN_PREFIX)
 

@@ -81,12 +81,28 @@ def test_a_small_store_and_the_flags_have_no_bound() -> None:
 
 def test_deletions_count_for_an_hour() -> None:
     guard = Guard(Rules())
+    assert guard.room(30, 0.0) == 15
     guard.reserve(10)
     for _ in range(10):
         guard.deleted(1.0)
     assert guard.room(20, 1.0) == 5, "thirty were there"
     assert guard.room(20, WINDOW + 0.5) == 5
-    assert guard.room(21, WINDOW + 1.0) == 10
+    assert guard.room(20, WINDOW + 1.0) is None, "a small store by now"
+
+
+def test_lists_that_come_and_go_all_day_are_no_mass_deletion() -> None:
+    guard = Guard(Rules())
+    for second in range(200):
+        assert guard.room(30, float(second)) == 15
+        guard.reserve(1)
+        guard.deleted(float(second))
+    assert guard.room(15, 200.0) == 0, "now they only go"
+
+
+def test_what_people_delete_is_no_mass_deletion() -> None:
+    guard = Guard(Rules())
+    assert guard.room(100, 0.0) == 50
+    assert guard.room(30, 1.0) == 15
 
 
 def test_what_is_reserved_counts_until_it_is_given_back() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
@@ -11,12 +12,14 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tagfs.commits import Commits
 from tagfs.disk import Disk
-from tagfs.errors import InventoryIncomplete, ListMissing, StoreWaiting
+from tagfs.errors import InventoryIncomplete, RepositoryMissing, StoreWaiting
 from tagfs.memory import MemoryStore
 from tagfs.names import RepositoryKey
 from tagfs.plan import WINDOW, Rules
-from tagfs.removal import MADE_LATELY, Mark, Outcome, StoreRemoval, entries
+from tagfs.removal import MADE_LATELY, Mark, MountRemoval, Outcome, StoreRemoval, entries
+from tagfs.replacing import WritableTree
 from tagfs.store import Store
 from tagfs.sweep import Sweep
 from tagfs.sweeper import FIRST, JITTER, RETRY_LIMIT, Sweeper
@@ -589,16 +592,57 @@ async def test_a_departure_waits_where_the_inventory_cannot_be_asked(
     assert there(store) == {A, B}
 
 
+# -- what it costs
+
+
+@pytest.mark.slow
+async def test_a_sweep_of_50_000_keys_takes_less_than_2_seconds_of_cpu(place: Path) -> None:
+    """Beneath a mount, of which each key is looked at; a few hundred of them go."""
+    open_store(Disk(), str(place)).close()
+    keys = [RepositoryKey(f"n{number % 100}", f"r{number}") for number in range(50_000)]
+    for key in keys:
+        os.makedirs(place / key.directory)
+        (place / key.path).write_bytes(b"v1\n")
+    store = open_store(Disk(), str(place))
+    settle(store)
+    taken: list[float] = []
+    inventory = ToldInventory(keys[:49_800])
+    async with trio.open_nursery() as nursery:
+        tree = WritableTree(store, 1 << 20)
+        removal = MountRemoval(tree, Commits(nursery), lambda invalid: None)
+        for orphans in (200, 0):
+            began = time.process_time()
+            swept = await Sweep(inventory, Rules()).run(removal)
+            taken.append(time.process_time() - began)
+            assert len(swept.deleted) == orphans
+        nursery.cancel_scope.cancel()
+    print(f"50,000 keys, {taken[0]:.2f} s of CPU with 200 orphans, {taken[1]:.2f} s without")
+    assert min(taken) < 2
+    store.close()
+
+
 # -- stores
 
 
 def test_a_store_says_what_has_a_list(store: Store) -> None:
     put(store, A)
     store.make_repository(B)
-    assert store.has_list(A)
-    assert not store.has_list(B)
-    assert not store.has_list(C)
+    assert dict(store.holdings("a")) == {A: True, B: False}
     store.remove(A)
-    assert not store.has_list(A)
-    with pytest.raises(ListMissing):
-        store.read(A)
+    assert dict(store.holdings("a")) == {A: False, B: False}
+    with pytest.raises(RepositoryMissing):
+        list(store.holdings("b"))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_compressed_list_is_one_and_a_link_is_none(place: Path, suffix: str) -> None:
+    store = open_store(Disk(), str(place))
+    put(store, A, B)
+    store.make_repository(RepositoryKey("a", "z"))
+    for name in ("x", "y"):
+        (place / f"imagerepository/a/{name}/tags.txt").rename(place / f"imagerepository/a/{name}/tags.txt{suffix}")
+    (place / "imagerepository/a/z/tags.txt").symlink_to("../x/tags.txt")
+    (place / "imagerepository/a/file").touch()
+    (place / "imagerepository/a/linked").symlink_to("x")
+    assert dict(store.holdings("a")) == {A: True, B: True, RepositoryKey("a", "z"): False}
+    store.close()
