@@ -380,7 +380,11 @@ class _Mount:
         tree, store = self._operations.tree, opened.store
         assert tree is not None
         while True:
-            for change in await opened.changes.happened():
+            try:
+                happened = await opened.changes.happened()
+            except OSError as error:
+                return f"its changes are not told any more: {error}"
+            for change in happened:
                 if change.path is not None:
                     self._notifier.send(tree.changed(change.path, change.name))
                     continue

@@ -269,6 +269,9 @@ def is_starting(daemon: Daemon) -> Callable[[], bool]:
     return lambda: not any(" shows " in line for line in daemon.ready_lines)
 
 
+TURNS = 3
+"""How often a cut after one call is tried until the traced threads make it."""
+
 CUT_WITHIN = {
     name: CHANGES[name] for name in ("to-compressed", "to-plain", "old-time", "unlink-large", "away", "first")
 }
@@ -286,23 +289,28 @@ def test_a_commit_that_is_cut_off_after_any_call_leaves_the_old_list_or_the_new_
     assert len(points) >= 2
     cut = 0
     for number, call in enumerate(points):
-        path = daemon.list_path(f"list{number}")
-        if old is not None:
-            by_rename(daemon.make(path.parent.name), old)
-        by_rename(daemon.make("neighbour"), LARGE)
-        machine.sync()
-        log.unlink(missing_ok=True)
-        with traced(threads(daemon.pid, call.is_loop), f"--inject={call.injection('signal=STOP')}", log=log):
-            program = threading.Thread(target=attempt, args=(change, path, new or b"", old is None))
-            program.start()
-            await_stop(log, program.is_alive)
-            cut += is_stopped(log)
-            machine.lose_power()
-        program.join()
-        daemon = machine.show()
-        assert content(daemon.list_path(f"list{number}")) in (old, new), f"cut off after {call}"
-        assert daemon.list_path("neighbour").read_bytes() == LARGE
-        daemon.expected.extend(ANYTHING)
+        # A worker that was idle for long ends, and then another one, that is not traced, does the work: once more.
+        for turn in range(TURNS):
+            path = daemon.list_path(f"list{number}-{turn}")
+            if old is not None:
+                by_rename(daemon.make(path.parent.name), old)
+            by_rename(daemon.make("neighbour"), LARGE)
+            machine.sync()
+            log.unlink(missing_ok=True)
+            with traced(threads(daemon.pid, call.is_loop), f"--inject={call.injection('signal=STOP')}", log=log):
+                program = threading.Thread(target=attempt, args=(change, path, new or b"", old is None))
+                program.start()
+                await_stop(log, program.is_alive)
+                is_cut = is_stopped(log)
+                machine.lose_power()
+            program.join()
+            daemon = machine.show()
+            assert content(daemon.list_path(path.parent.name)) in (old, new), f"cut off after {call}"
+            assert daemon.list_path("neighbour").read_bytes() == LARGE
+            daemon.expected.extend(ANYTHING)
+            if is_cut:
+                cut += 1
+                break
     with capsys.disabled():
         print(f"\n  {name}: cut off after {cut} of {len(points)} calls")
     assert cut >= 0.9 * len(points)
