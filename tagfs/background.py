@@ -17,8 +17,6 @@ from typing import NoReturn
 MESSAGE_LIMIT = 1 << 16
 """Bytes that the starter reads at once."""
 
-_TERMINATED = 128 + signal.SIGTERM
-
 
 class Reporter:
     """The child's end of the pipe: its first word goes to the starter, which then exits."""

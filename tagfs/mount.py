@@ -357,7 +357,7 @@ class _Mount:
         if self._operations.tree is not None:
             self._operations.tree.store = store
         elif settings.read_only:
-            self._operations.tree = Tree(store, View(settings.namespaces, opened.changes.cover, LOOKED_UP))
+            self._operations.tree = Tree(store, View(settings.namespaces, keeps=LOOKED_UP))
         else:
             self._operations.tree = WritableTree(store, settings.list_limit, View(settings.namespaces))
         self._operations.tree.watch(opened.changes.cover if settings.read_only else None)
