@@ -2,7 +2,7 @@
 
 Owns: what making, renaming and removing a name mean for the store, and setting a size or a time by path.
 Does not know: errnos, trio, variants.
-Invariant: as in `writing`, nothing reaches a list but by a `Step`.
+Invariant: as in `publishing`, nothing reaches a list but by a `Step`.
 """
 
 import logging
@@ -25,10 +25,11 @@ from tagfs.errors import (
 from tagfs.handles import ScratchHandle, Step, WriteHandle
 from tagfs.inodes import ListNode, ScratchNode
 from tagfs.names import BASE, LIST, RepositoryKey
+from tagfs.publishing import Publishing
 from tagfs.store import Store, Version
 from tagfs.tree import LIST_NAME, Attributes, Invalidation, check_path
 from tagfs.writer import Staged
-from tagfs.writing import SCRATCH_COST, Writing, shown
+from tagfs.writing import SCRATCH_COST, shown
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ PRUNED_LATELY = 2.0
 _EXTENDED = (b"user.tagfs.revision", b"user.tagfs.count", b"user.tagfs.codec", b"user.tagfs.stored-size")
 
 
-class WritableTree(Writing):
+class WritableTree(Publishing):
     """The tree of a read-write mount."""
 
     # -- directories

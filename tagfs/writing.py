@@ -1,41 +1,34 @@
 """Writing: lists and scratch files that programs have open and write to.  Blocking.
 
-Owns: what opening, writing and closing mean for the store; stages; the step that publishes.
-Does not know: errnos, trio, variants; how names change (`replacing` adds that).
-Invariant: nothing reaches a list but by a `Step` that publishes, removes or hides it; steps of one key run one after
-another, in the order in which they were made.
+Owns: who has what open, what is shown of it before it is committed, scratch files.
+Does not know: errnos, trio, variants; what closing commits (`publishing`), how names change (`replacing`).
 """
 
 import logging
 import os
 import stat
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tagfs.buffers import Budget, Buffer, Scratch
 from tagfs.errors import (
     AlreadyExists,
-    CommitUncertain,
-    EmptyingRefused,
-    HandlePoisoned,
     ListMissing,
     ListTooLarge,
     NameRefused,
     NotPermitted,
-    RepositoryMissing,
     StagingFull,
     TagfsError,
     TagListInvalid,
     VersionGone,
 )
-from tagfs.handles import ReadHandle, ScratchHandle, Step, WriteHandle
+from tagfs.handles import ReadHandle, ScratchHandle, WriteHandle
 from tagfs.inodes import DirectoryNode, ListNode, Node, ScratchNode
 from tagfs.names import BASE, RepositoryKey
-from tagfs.store import Snapshot, Stage, Store, Version
+from tagfs.store import Snapshot, Store
 from tagfs.traces import Traces
 from tagfs.tree import LIST_NAME, Attributes, Tree, View
-from tagfs.writer import Staged, Writer
+from tagfs.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +57,7 @@ class _Late:
 
 
 class Writing(Tree):
-    """A tree whose files can be written.
-
-    A method that returns a Step has only begun: the caller runs it, after all earlier ones of the same key.
-    """
+    """A tree whose files can be opened for writing, and written to."""
 
     is_writable = True
 
@@ -112,17 +102,6 @@ class Writing(Tree):
                 raise
             self._tell_put_back(key)
             return self.inodes.version(key, self.store.examine(key))
-
-    def recovery(self, key: RepositoryKey) -> Step | None:
-        """Put back or drop what an earlier daemon left hidden of a key."""
-        if self._is_hidden(key):
-            return None
-
-        def settle(is_put_back: bool) -> None:
-            if is_put_back:
-                self._tell_put_back(key)
-
-        return Step(key, lambda: self.store.recover(key), settle)
 
     def _tell_put_back(self, key: RepositoryKey) -> None:
         log.warning("%s: put back, after a writer had renamed it away and never replaced it", key.path)
@@ -330,93 +309,7 @@ class Writing(Tree):
             log.warning("%s: write refused: %s; closing this handle commits nothing", opened.node.key.path, error)
             raise
 
-    def flush(self, handle: int) -> Step | None:
-        """Validate and stage what closing now would commit.
-
-        Raises:
-            TagListInvalid, EmptyingRefused, HandlePoisoned: it would commit nothing; what was staged is dropped.
-        """
-        opened = self._handles[handle]
-        if isinstance(opened, ScratchHandle):
-            self._overtaken(opened.scratch)
-            return None
-        if not isinstance(opened, WriteHandle) or opened.writer.is_detached:
-            return None
-        key, writer = opened.node.key, opened.writer
-        try:
-            plain = writer.take()
-        except (TagListInvalid, EmptyingRefused, HandlePoisoned):
-            self._drop_stage(writer)
-            raise
-        if plain is None:
-            return None
-
-        # A new list that saw no write must not empty one that another writer has committed meanwhile.
-        appends = writer.is_appending or not writer.was_written
-
-        def run() -> Stage | None:
-            whole = _appended(self.store, key, plain) if appends else plain
-            return None if self.store.is_stored_as(key, whole) else self.store.stage(key, whole)
-
-        def settle(stage: Stage | None) -> None:
-            self._drop_stage(writer)
-            writer.staged = Staged(plain, stage, appends)
-
-        def fail(error: BaseException) -> None:
-            self._drop_stage(writer)
-            writer.is_changed = True
-
-        return Step(key, run, settle, fail, len(plain))
-
-    def commit(self, handle: int) -> Step | None:
-        """Publish what the last flush staged."""
-        opened = self._handles[handle]
-        if isinstance(opened, ScratchHandle):
-            return self._commit_overtaken(opened.scratch)
-        if not isinstance(opened, WriteHandle):
-            return None
-        key, writer = opened.node.key, opened.writer
-        if writer.is_detached or (staged := writer.begin()) is None:
-            return None
-        step = self._publication(key, staged, writer.requested_mtime_ns, opened.node, lambda: not writer.is_detached)
-
-        def settle(result: tuple[Version, bool] | None) -> None:
-            if result is not None:
-                step.settle(result)
-                writer.committed(self._reopened(key, writer))
-
-        def fail(error: BaseException) -> None:
-            step.fail(error)
-            if isinstance(error, CommitUncertain) and writer.is_appending:
-                writer.committed(self._reopened(key, writer))  # once more would be twice
-            else:
-                writer.failed()
-
-        return Step(key, step.run, settle, fail, step.size)
-
-    def closed_unseen(self) -> list[Step]:
-        """What the handles that are left would commit: once the mount is gone all of them were closed, although the
-        kernel told so of none."""
-        return [step for step in map(self.commit, list(self._handles)) if step is not None]
-
-    def _reopened(self, key: RepositoryKey, writer: Writer) -> Snapshot | None:
-        """The list that an appender goes on behind; None where it does not, or cannot be opened now."""
-        if not writer.is_appending or writer.is_closed:
-            return None
-        try:
-            return self.store.open(key)
-        except (TagfsError, OSError):
-            return None
-
-    def key_of_handle(self, handle: int) -> RepositoryKey | None:
-        """The key that what is written to a handle is for; None for one that is not written to."""
-        opened = self._handles[handle]
-        if isinstance(opened, ScratchHandle):
-            return opened.scratch.list_key
-        return opened.node.key if isinstance(opened, WriteHandle) else None
-
     def release(self, handle: int) -> None:
-        """Let go of a handle; what it would still commit was taken by `flush` and `commit` before."""
         opened = self._handles.get(handle)
         super().release(handle)
         if self._late:
@@ -425,8 +318,6 @@ class Writing(Tree):
             opened.scratch.open_count -= 1
             self._let_go(opened.scratch)
         elif isinstance(opened, WriteHandle):
-            self._tell_refusal(opened)
-            self._drop_stage(opened.writer)
             opened.writer.close()
             writers = self._writers[opened.node.key]
             writers.remove(opened)
@@ -435,104 +326,7 @@ class Writing(Tree):
             if opened.is_pinned:
                 self._unpin(opened.node)
 
-    def _tell_refusal(self, opened: WriteHandle) -> None:
-        """Say in the log why closing commits nothing: the program may have ignored what close(2) answered."""
-        if opened.writer.is_detached:
-            return
-        try:
-            opened.writer.take()
-        except HandlePoisoned:
-            return  # said when it was poisoned
-        except (TagListInvalid, EmptyingRefused) as error:
-            log.warning("%s: closed and not committed: %s", opened.node.key.path, error)
-
-    def _publication(
-        self,
-        key: RepositoryKey,
-        staged: Staged,
-        mtime_ns: int | None = None,
-        node: ListNode | None = None,
-        is_wanted: Callable[[], bool] = lambda: True,
-    ) -> Step:
-        """The step that makes what is staged (for an appender: the current list and it) the list of `key`.
-
-        Its result is the version and whether that is new; None where it was no longer wanted in its turn.
-        """
-        plain, stage = staged.plain, staged.stage
-
-        def run() -> tuple[Version, bool] | None:
-            if not is_wanted():
-                self._discard(stage)
-                return None
-            whole = _appended(self.store, key, plain) if staged.appends else plain
-            if key not in self._uncertain and self.store.is_stored_as(key, whole):
-                self._discard(stage)
-                if mtime_ns is not None:
-                    self.store.set_mtime(key, mtime_ns)
-                return self.store.examine(key), False
-            ready = stage
-            if ready is None or staged.appends:
-                self._discard(ready)
-                ready = self.store.stage(key, whole)
-            return self.store.publish(ready, mtime_ns), True
-
-        def settle(result: tuple[Version, bool] | None) -> None:
-            if result is None:
-                return
-            self.written.touch(key, time.monotonic())
-            version, is_new = result
-            if is_new:
-                self._uncertain.discard(key)
-                for scratch in self._scratch.get(key, {}).values():
-                    scratch.hides = False
-                self.inodes.supersede(key)
-            if node is not None and node.version is None:
-                self.inodes.promote(node, version)
-
-        def fail(error: BaseException) -> None:
-            self.written.touch(key, time.monotonic())
-            if isinstance(error, CommitUncertain):
-                self._uncertain.add(key)
-            self.inodes.supersede(key)
-            self._discard(stage)
-
-        return Step(key, run, settle, fail, len(plain))
-
-    def _discard(self, stage: Stage | None) -> None:
-        if stage is not None:
-            self.store.discard(stage)
-
-    def _drop_stage(self, writer: Writer) -> None:
-        if writer.staged is not None:
-            self._discard(writer.staged.stage)
-            writer.staged = None
-
-    # -- replacing and removing
-
-    def _overtaken(self, scratch: Scratch) -> bytes | None:
-        """What was written to a scratch file since it was renamed over the list; TagListInvalid."""
-        if scratch.list_key is None or not scratch.is_changed:
-            return None
-        try:
-            plain = scratch.list_content()
-        except TagListInvalid as error:
-            log.warning("%s: what was written after its rename is refused: %s", scratch.list_key.path, error)
-            raise
-        return plain
-
-    def _commit_overtaken(self, scratch: Scratch) -> Step | None:
-        try:
-            plain = self._overtaken(scratch)
-        except TagListInvalid:
-            return None
-        if plain is None:
-            return None
-        assert scratch.list_key is not None
-        scratch.is_changed = False
-        # A rename that failed meanwhile has left the list to others.
-        return self._publication(
-            scratch.list_key, Staged(plain), scratch.requested_mtime_ns, is_wanted=lambda: scratch.list_key is not None
-        )
+    # -- scratch files
 
     def _forget_scratch(self, key: RepositoryKey, name: bytes) -> None:
         scratch = self._scratch[key].pop(name)
@@ -548,37 +342,6 @@ class Writing(Tree):
             scratch.buffer.release()
             if scratch.node.lookups <= 0:
                 self.inodes.drop(scratch.node)
-
-    def _detach_writers(self, key: RepositoryKey) -> bool:
-        """Let open writers of a deleted list commit nothing; -> whether there were any."""
-        handles = self._writers.get(key, [])
-        for handle in handles:
-            self._drop_stage(handle.writer)
-            handle.writer.is_detached = True
-        return bool(handles)
-
-
-def run(step: Step | None) -> None:
-    """Run a step here and now: what a mount does in the order of its keys, for whoever has no mount."""
-    if step is None:
-        return
-    try:
-        result = step.run()
-    except (TagfsError, OSError) as error:
-        step.fail(error)
-        raise
-    step.settle(result)
-
-
-def _appended(store: Store, key: RepositoryKey, tail: bytes) -> bytes:
-    """The current list and `tail` behind it; TagListInvalid where that one lacks its last newline."""
-    try:
-        head = store.read(key)
-    except (ListMissing, RepositoryMissing):
-        return tail
-    if tail and head and not head.endswith(b"\n"):
-        raise TagListInvalid(None, "the list has no newline at its end: an append would change its last tag")
-    return head + tail
 
 
 def shown(name: bytes) -> str:

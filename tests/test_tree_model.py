@@ -35,10 +35,11 @@ from tagfs.errors import (
 from tagfs.handles import Step
 from tagfs.names import BASE, STAGE_DIRECTORY, RepositoryKey
 from tagfs.policy import Policy
+from tagfs.publishing import run
 from tagfs.replacing import RENAME_NOREPLACE, WritableTree
 from tagfs.sentinel import ZSTD_FORMAT, prepare
 from tagfs.store import Stage, Version
-from tagfs.writing import SCRATCH_COST, run
+from tagfs.writing import SCRATCH_COST
 from tests.support import model as told
 from tests.support.beneath import LIST_LIMIT, THRESHOLD, list_file, no_descriptor_left, put
 from tests.support.driver import APPEND, BOTH, CREATE, READ, REPLACE, TAGS, WRITE, Driver, File

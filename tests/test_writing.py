@@ -28,10 +28,11 @@ from tagfs.handles import Step
 from tagfs.inodes import ROOT_ID
 from tagfs.memory import MemoryStore
 from tagfs.names import BASE, RepositoryKey
+from tagfs.publishing import run
 from tagfs.replacing import RENAME_NOREPLACE, WritableTree
 from tagfs.store import Stage, Store, Version
 from tagfs.tree import UNWATCHED, View
-from tagfs.writing import BUDGET_LISTS, SCRATCH_COST, run
+from tagfs.writing import BUDGET_LISTS, SCRATCH_COST
 from tests.support.beneath import LIST_LIMIT, directory_store, list_file, no_descriptor_left, put
 from tests.support.driver import APPEND, BOTH, CREATE, KEY, PID, READ, REPLACE, TAGS, WRITE, Driver, File
 from tests.support.places import fast_directory

@@ -8,9 +8,9 @@ from tagfs.errors import AlreadyExists, ListMissing, RepositoryMissing, TagfsErr
 from tagfs.handles import Step
 from tagfs.inodes import ROOT_ID
 from tagfs.names import BASE, LIST, RepositoryKey
+from tagfs.publishing import run
 from tagfs.replacing import WritableTree
 from tagfs.tree import Attributes, Tree
-from tagfs.writing import run
 
 KEY = RepositoryKey("team", "app")
 TAGS = LIST.encode()
