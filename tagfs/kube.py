@@ -10,7 +10,6 @@ until a router has forgotten it, and what rotates is read again.
 
 import logging
 import random
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import trio
 
 from tagfs import __version__, answers, errors
 from tagfs.answers import Change, Collection, Metadata
+from tagfs.connections import Connections
 from tagfs.kubeconfig import Access
 from tagfs.pacing import Allowance, Backoff
 
@@ -49,14 +49,6 @@ WATCH_PATIENCE = 150.0
 WATCH_SECONDS = (300, 600)
 """How long a watch is asked for; at random, so that not all clients come back at once."""
 
-_KEEPALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-)
-"""A watch whose other end has vanished is noticed within a minute."""
-
 _T = TypeVar("_T")
 
 
@@ -82,8 +74,7 @@ class Kube:
         try:
             yield session
         finally:
-            with trio.CancelScope(shield=True):
-                await session.close()
+            await session.close()
 
     async def served_version(self, group: str, resource: str, wanted: tuple[str, ...]) -> str:
         """The first of `wanted` in which the cluster serves `resource`; ResourceMissing where it serves none."""
@@ -165,13 +156,16 @@ class Session:
     def __init__(self, access: Access, allowance: Allowance) -> None:
         self._access = access
         self._allowance = allowance
+        self._connections = Connections()
         self._pool: httpcore2.AsyncConnectionPool | None = None
         self._headers: list[tuple[str, str]] = []
 
     async def close(self) -> None:
-        if self._pool is not None:
-            await self._pool.aclose()
-            self._pool = None
+        pool, self._pool = self._pool, None
+        with trio.CancelScope(shield=True):
+            if pool is not None:
+                await pool.aclose()
+            await self._connections.close()
 
     async def decoded(self, decoder: "msgspec.json.Decoder[_T]", target: str, accept: str = answers.PLAIN) -> _T:
         """The whole answer to a request; asked again, on another connection, where that may help."""
@@ -231,7 +225,7 @@ class Session:
             self._pool = httpcore2.AsyncConnectionPool(
                 ssl_context=self._access.trust.context(identity) if server.scheme == "https" else None,
                 max_connections=1,
-                socket_options=_KEEPALIVE,
+                network_backend=self._connections,
             )
         return self._pool
 

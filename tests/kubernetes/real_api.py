@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tagfs.cluster import GROUP, RESOURCE
+from tagfs.connections import Connections
 from tagfs.credentials import Material, Presented, Trust
 from tagfs.kubeconfig import Access
 from tagfs.names import RepositoryKey
@@ -338,10 +339,16 @@ async def real_cluster(server: ApiServer, directory: Path) -> AsyncIterator[Real
     context = ssl.create_default_context(cafile=str(server.authority))
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    async with httpcore2.AsyncConnectionPool(ssl_context=context, max_connections=8, retries=2) as pool:
-        cluster = RealCluster(server, Administrator(server, pool), directory)
-        await cluster.prepare()
-        yield cluster
+    connections = Connections()
+    try:
+        async with httpcore2.AsyncConnectionPool(
+            ssl_context=context, max_connections=8, retries=2, network_backend=connections
+        ) as pool:
+            cluster = RealCluster(server, Administrator(server, pool), directory)
+            await cluster.prepare()
+            yield cluster
+    finally:
+        await connections.close()
 
 
 def program() -> Path | None:

@@ -8,7 +8,9 @@ import base64
 import bisect
 import json
 import re
+import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -99,10 +101,38 @@ class _Connection:
         return event
 
 
+class _Cut(trio.abc.Stream):
+    """A connection that ends when `limit` bytes have been sent, in a reset where `is_reset`."""
+
+    def __init__(self, stream: trio.SocketStream, limit: int, is_reset: bool) -> None:
+        self._stream = stream
+        self._left = limit
+        if is_reset:
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        data = memoryview(data)[: self._left]
+        self._left -= len(data)
+        await self._stream.send_all(data)
+        if not self._left:
+            await trio.aclose_forcefully(self._stream)
+            raise trio.BrokenResourceError
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        return bytes(await self._stream.receive_some(max_bytes))
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
 class FakeCluster(Cluster):
     """Lives as long as its nursery.
 
-    `requests` is what was asked, `faults` what the next requests meet that they are meant for.
+    `requests` is what was asked, `faults` what the next requests meet that they are meant for; `cut` is after how many
+    bytes each connection ends, and whether in a reset.
     """
 
     def __init__(
@@ -114,6 +144,7 @@ class FakeCluster(Cluster):
         self.is_allowed = True
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
+        self.cut: tuple[int, bool] | None = None
         self.token = "token-1"
         self._host = host
         self._directory = directory
@@ -231,7 +262,7 @@ class FakeCluster(Cluster):
 
     async def _converse(self, stream: trio.SocketStream) -> None:
         try:
-            connection = _Connection(self._secured(stream))
+            connection = _Connection(self._secured(_Cut(stream, *self.cut) if self.cut is not None else stream))
             while isinstance(request := await connection.next(), h11.Request):
                 while not isinstance(await connection.next(), h11.EndOfMessage):
                     pass
@@ -245,7 +276,7 @@ class FakeCluster(Cluster):
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
 
-    def _secured(self, stream: trio.SocketStream) -> trio.abc.Stream:
+    def _secured(self, stream: trio.abc.Stream) -> trio.abc.Stream:
         if self._authority is None:
             return stream
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
