@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tagfs import mountpoint
+from tagfs import cli, mountpoint
+from tagfs.errors import MountRefused
 from tests.conftest import MakeDaemon
 from tests.support.daemon import Daemon, eventually
 from tests.support.places import fast_directory
@@ -270,6 +271,22 @@ def test_a_second_signal_ends_a_mount_whose_store_went_away(mount: Daemon) -> No
     assert mount.wait() == 0
     assert refused(os.close, descriptor) in (errno.ENOTCONN, errno.ECONNABORTED)
     assert not os.path.ismount(mount.point)
+
+
+def test_a_connection_that_is_cut_leaves_no_dead_mount(mount: Daemon) -> None:
+    path = mount.make("app")
+    path.write_text("v1\n")
+    there = mountpoint.mounted_at(str(mount.point))
+    assert there is not None
+    abort = Path(f"/sys/fs/fuse/connections/{there.device[1]}/abort")
+    if not abort.exists():
+        pytest.skip("the fusectl file system is not mounted here")
+    path.write_text("v2\n")
+    abort.write_text("1")
+    assert mount.wait() == cli.exit_code(MountRefused(""))
+    assert not os.path.ismount(mount.point)
+    mount.await_message("cut")
+    assert [file.read_text() for file in mount.stored("app")] in (["v1\n"], ["v2\n"])
 
 
 def test_a_mount_that_waits_ends_on_a_signal(daemons: MakeDaemon) -> None:

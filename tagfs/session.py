@@ -1,0 +1,153 @@
+"""Session: a mount point's connection with the kernel, from the mount to the unmount.  Async.
+
+Owns: mounting, serving requests, what ends them: signals, an unmount, an abort.
+Does not know: the store.
+"""
+
+import errno
+import logging
+import os
+from collections.abc import AsyncIterator, Iterable
+
+import pyfuse3
+import trio
+
+from tagfs import mountpoint
+from tagfs.errors import MountRefused
+from tagfs.mountpoint import Mounted
+from tagfs.notifier import Notifier
+from tagfs.operations import Operations
+from tagfs.settings import MountSettings
+from tagfs.tree import Invalidation
+
+log = logging.getLogger(__name__)
+
+GRACE = 5.0
+"""Seconds that programs with open files have after a busy mount was told to end."""
+
+
+class Session:
+    """Answers the kernel with `operations` at the mount point of `settings`.
+
+    `use` is cancelled as soon as the session begins to end: nothing may wait for the kernel then.
+    """
+
+    def __init__(self, settings: MountSettings, operations: Operations) -> None:
+        self._settings = settings
+        self._operations = operations
+        self._notifier = Notifier(pyfuse3.invalidate_entry, lambda node: pyfuse3.invalidate_inode(node, attr_only=True))
+        self._mounted: Mounted | None = None
+        self.use = trio.CancelScope()
+        self.was_terminated = False
+
+    def mount(self) -> None:
+        """Mount, so that programs wait for answers from now on; MountRefused."""
+        settings = self._settings
+        options = {"subtype=tagfs", f"fsname={_source(settings.store)}", "default_permissions"}
+        if settings.read_only:
+            options.add("ro")
+        if settings.allow_other:
+            options.add("allow_other")
+        # Before: afterwards only a loop that runs can answer for it.
+        point = os.path.realpath(settings.mountpoint)
+        try:
+            pyfuse3.init(self._operations, settings.mountpoint, options)
+        except RuntimeError as error:
+            raise MountRefused(
+                f"{settings.mountpoint} cannot be mounted: run as root (or with fusermount3 installed, and"
+                f" user_allow_other in /etc/fuse.conf for --allow-other) [{error}]"
+            ) from error
+        self._mounted = next((one for one in reversed(mountpoint.mounts()) if one.point == point), None)
+
+    async def serve(self) -> None:
+        """Answer the kernel until the mount has ended.
+
+        Raises:
+            MountRefused: somebody cut the connection while it was mounted; it is unmounted now.
+        """
+        try:
+            await pyfuse3.main()
+        except* OSError as group:
+            # libfuse takes ENODEV alone for the end, but a read that is under way then can fail so.
+            if any(error.errno != errno.ECONNABORTED for error in _leaves(group)):
+                raise
+        self.use.cancel()
+        if self._mounted is not None and not self.was_terminated and self.is_mounted():
+            await trio.to_thread.run_sync(mountpoint.unmount, self._settings.mountpoint, True)
+            raise MountRefused(f"{self._settings.mountpoint}: its connection with the kernel was cut; unmounted")
+
+    def close(self) -> None:
+        """Let go of the device, when nothing is to be told to the kernel any more."""
+        pyfuse3.close(unmount=False)
+        log.info("%s: unmounted", self._settings.mountpoint)
+
+    # -- what the kernel is told
+
+    def send(self, invalid: Iterable[Invalidation]) -> None:
+        """Tell the kernel to forget, unless the mount ends: then nobody answers what the notifier may have to wait
+        for."""
+        if not self.use.cancel_called:
+            self._notifier.send(invalid)
+
+    async def told(self) -> None:
+        """Return when the kernel has been told all."""
+        await self._notifier.close()
+
+    # -- the end
+
+    def is_mounted(self) -> bool:
+        """Whether it is still there, or that is not known.  Asks the mount table alone: only we can answer for a path
+        in the mount, and not while the loop waits for the answer."""
+        mounted = self._mounted
+        return mounted is None or any(
+            (one.point, one.device) == (mounted.point, mounted.device) for one in mountpoint.mounts()
+        )
+
+    async def end_on_signal(self, signals: AsyncIterator[int]) -> None:
+        """End it at the first signal, and at once at the second."""
+        await anext(signals)
+        log.info("%s: ending", self._settings.mountpoint)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_gently)
+            async for _ in signals:
+                log.warning("%s: ending at once", self._settings.mountpoint)
+                await self.terminate()
+
+    async def _end_gently(self) -> None:
+        """Unmount; where the mount is busy, take it out of sight and let open files come to their end for a while.
+        Either way the kernel then ends the session."""
+        point = self._settings.mountpoint
+        try:
+            await trio.to_thread.run_sync(mountpoint.unmount, point)
+            return
+        except MountRefused as error:
+            log.info("%s; open files have %.0f s to come to their end", error, GRACE)
+        try:
+            await trio.to_thread.run_sync(mountpoint.unmount, point, True)
+        except MountRefused as error:
+            if self.is_mounted():
+                log.error("%s", error)
+        await trio.sleep(GRACE)
+        await self.terminate()
+
+    async def terminate(self) -> None:
+        """End the session while programs still use it.  The notifier first, while the loop still answers."""
+        self.was_terminated = True
+        self.use.cancel()
+        await self._notifier.close()
+        if self._mounted is not None and self.is_mounted():
+            await trio.to_thread.run_sync(mountpoint.unmount, self._settings.mountpoint, True)
+        pyfuse3.terminate()
+
+
+def _leaves(group: BaseExceptionGroup[OSError]) -> Iterable[OSError]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _source(store: str) -> str:
+    """The store as mount tables show it; libfuse takes no comma, and pyfuse3 nothing but ASCII."""
+    return store if store.isascii() and "," not in store and "\\" not in store else "tagfs"
