@@ -1,6 +1,6 @@
 """Operations: the pyfuse3 adapter.  Async.
 
-Owns: the translation between pyfuse3 and the tree; the one table from error to errno; which requests wait.
+Owns: the translation between pyfuse3 and the tree; which requests wait.
 Does not know: codecs, the disk.
 
 Code between two awaits is a critical section: every handler awaits first, for the key it concerns to be quiet, and
@@ -9,8 +9,6 @@ then reads or changes the tree and answers without another await, unless it retu
 
 import errno
 import functools
-import logging
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,83 +17,17 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Setatt
 
 from tagfs import errors
 from tagfs.commits import Commits
+from tagfs.errnos import errno_of
 from tagfs.handles import Step
 from tagfs.inodes import ROOT_ID
 from tagfs.replacing import WritableTree
 from tagfs.tree import FOREVER, Attributes, Tree
 
-log = logging.getLogger(__name__)
-
 HEAVY = 1 << 20
 """Bytes of a list from which encoding it would keep the loop from answering others: 1 MiB takes about 2 ms."""
 
-REPEAT_AFTER = 60.0
-"""Seconds in which the same complaint about the disk is not logged twice."""
-
-ERRNOS: dict[type[errors.TagfsError], int] = {
-    errors.NameRefused: errno.EINVAL,
-    errors.TagListInvalid: errno.EINVAL,
-    errors.HandlePoisoned: errno.EINVAL,
-    errors.EmptyingRefused: errno.EINVAL,
-    errors.ListTooLarge: errno.EFBIG,
-    errors.ListCorrupt: errno.EIO,
-    errors.ListMissing: errno.ENOENT,
-    errors.RepositoryMissing: errno.ENOENT,
-    errors.DirectoryNotEmpty: errno.ENOTEMPTY,
-    errors.AlreadyExists: errno.EEXIST,
-    errors.NotPermitted: errno.EPERM,
-    errors.OtherDirectory: errno.EXDEV,
-    errors.VersionGone: errno.ESTALE,
-    errors.StagingFull: errno.ENOSPC,
-    errors.CommitUncertain: errno.EIO,
-    errors.StoreWaiting: errno.EAGAIN,
-    errors.StoreRefused: errno.EIO,
-}
-"""What a program is told of each error; one that is not here is EIO."""
-
-PASSED_ON = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE})
-"""Errnos of the disk that mean the same to a program; all others are EIO to it."""
-
-_COMPLAINED = (errors.ListCorrupt, errors.CommitUncertain, errors.StoreRefused)
-"""Errors that are logged where they are answered; the others are the program's own business, or logged before."""
-
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-
-
-class Complaints:
-    """Logs each sentence once in REPEAT_AFTER, however often a program runs into it."""
-
-    _KEPT = 1000
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._said: dict[str, float] = {}
-
-    def say(self, sentence: str) -> None:
-        now = self._clock()
-        if now - self._said.get(sentence, -REPEAT_AFTER) < REPEAT_AFTER:
-            return
-        if len(self._said) >= self._KEPT:
-            self._said.clear()
-        self._said[sentence] = now
-        log.error("%s", sentence)
-
-
-_complaints = Complaints()
-
-
-def errno_of(error: BaseException) -> int:
-    """The errno that an error is answered with; logs what a person should know of."""
-    if isinstance(error, errors.TagfsError):
-        if isinstance(error, _COMPLAINED):
-            _complaints.say(str(error))
-        return next((ERRNOS[kind] for kind in type(error).__mro__ if kind in ERRNOS), errno.EIO)
-    if isinstance(error, OSError) and error.errno is not None:
-        _complaints.say(f"the disk failed: {error}")
-        return error.errno if error.errno in PASSED_ON else errno.EIO
-    log.error("an error that should not happen, answered with EIO", exc_info=error)
-    return errno.EIO
 
 
 def answered(handler: Callable[_P, Coroutine[Any, Any, _R]]) -> Callable[_P, Coroutine[Any, Any, _R]]:
