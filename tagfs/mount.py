@@ -63,6 +63,8 @@ def serve(settings: MountSettings, announce: Callable[[str], None]) -> None:
     mountpoint.require_device()
     if mountpoint.clear_dead(settings.mountpoint):
         log.warning("%s: unmounted what a killed daemon had left there", settings.mountpoint)
+    if settings.make_mountpoint:
+        mountpoint.make(settings.mountpoint)
     mountpoint.require_usable(settings.mountpoint, settings.store)
     _allow_many_files()
     failure: list[BaseException] = []

@@ -78,12 +78,24 @@ def require_device() -> None:
         raise MountRefused(f"{DEVICE} does not answer ({error.strerror}): is the fuse module loaded?") from error
 
 
+def make(path: str) -> None:
+    """Make a mount point, and what is above it, where it is missing; MountRefused."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except FileExistsError:
+        raise MountRefused(f"{path} is no directory") from None
+    except OSError as error:
+        raise MountRefused(f"{path} cannot be made: {error.strerror}") from error
+
+
 def require_usable(path: str, store: str) -> None:
     """MountRefused unless `path` is an empty directory apart from the store."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        raise MountRefused(f"{path} does not exist: make the mount point first (mkdir -p {path})") from None
+        raise MountRefused(
+            f"{path} does not exist: make the mount point first (mkdir -p {path}), or say --make-mountpoint"
+        ) from None
     except OSError as error:
         raise MountRefused(f"{path} cannot be used: {error.strerror}") from error
     if not stat.S_ISDIR(status.st_mode):

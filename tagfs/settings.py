@@ -36,6 +36,7 @@ class MountSettings:
     list_limit: int = 64 << 20
     namespaces: frozenset[str] | None = None
     allow_other: bool = False
+    make_mountpoint: bool = False
     uid: int | None = None
     gid: int | None = None
     wait: float | None = None
@@ -105,6 +106,13 @@ SETTINGS = (
         "namespace", "namespaces", values.namespaces, "NS", "show only this namespace; repeat it for more", is_list=True
     ),
     Setting("allow-other", "allow_other", values.switch, None, "let other users read the mount"),
+    Setting(
+        "make-mountpoint",
+        "make_mountpoint",
+        values.switch,
+        None,
+        "make MOUNTPOINT where it is missing; it stays when the mount has ended",
+    ),
     Setting("uid", "uid", values.numeric_id, "UID", "numeric owner of what is shown (default: who runs tagfs)"),
     Setting("gid", "gid", values.numeric_id, "GID", "numeric group of what is shown (default: who runs tagfs)"),
     Setting(

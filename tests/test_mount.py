@@ -107,7 +107,7 @@ REFUSALS = [
     (_store_within, (), 5, r"the store .* is inside .*point"),
     (_point_within, (), 5, r"point is inside the store .*: choose a mount point outside"),
     (_same, (), 5, r"point is the store itself: a mount point of its own is needed"),
-    (_no_point, (), 5, r"point does not exist: make the mount point first \(mkdir -p .*\)"),
+    (_no_point, (), 5, r"point does not exist: make the mount point first \(mkdir -p .*\), or say --make-mountpoint"),
     (_point_is_file, (), 5, r"point is no directory"),
     (_store_is_file, (), 3, r"store is no directory"),
     (_store_is_file, ("--read-only",), 3, r"store is no directory"),
@@ -271,6 +271,21 @@ def test_a_second_signal_ends_a_mount_whose_store_went_away(mount: Daemon) -> No
     assert mount.wait() == 0
     assert refused(os.close, descriptor) in (errno.ENOTCONN, errno.ECONNABORTED)
     assert not os.path.ismount(mount.point)
+
+
+def test_a_mount_point_is_made_where_that_is_asked_for(tmp_path: Path) -> None:
+    store, point = tmp_path / "store", tmp_path / "lists" / "flux"
+    said = tagfs("mount", "--background", "--make-mountpoint", store, point)
+    try:
+        assert said.returncode == 0, said.stderr
+        assert (point / ".storage-version").exists()
+    finally:
+        assert tagfs("unmount", point).returncode == 0
+    assert point.is_dir()
+    (tmp_path / "file").touch()
+    for wrong, why in ((tmp_path / "file", "is no directory"), (tmp_path / "file" / "below", "cannot be made")):
+        said = tagfs("mount", "--make-mountpoint", store, wrong)
+        assert (said.returncode, why in said.stderr) == (cli.exit_code(MountRefused("")), True), said.stderr
 
 
 def test_a_connection_that_is_cut_leaves_no_dead_mount(mount: Daemon) -> None:

@@ -41,6 +41,7 @@ def test_every_field_but_the_two_paths_is_a_setting() -> None:
         ("max-list-size", "1", "list_limit", 1 << 20),
         ("namespace", "a,b-2", "namespaces", frozenset({"a", "b-2"})),
         ("allow-other", "true", "allow_other", True),
+        ("make-mountpoint", "true", "make_mountpoint", True),
         ("uid", "0", "uid", 0),
         ("gid", "4294967294", "gid", 4294967294),
         ("wait", "0", "wait", 0.0),
