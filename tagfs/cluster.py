@@ -68,6 +68,7 @@ class KubernetesInventory(Inventory):
 
     def __init__(self, kube: Kube, namespaces: tuple[str, ...] = (), label_selector: str = "") -> None:
         self._kube = kube
+        self.throttled = kube.throttled
         self._label_selector = label_selector
         self._scopes = [_Scope(namespace) for namespace in sorted(set(namespaces))] or [_Scope(None)]
         self._served: str | None = None
@@ -118,6 +119,7 @@ class KubernetesInventory(Inventory):
                 scope.failed(error)
                 retry_after = getattr(error, "retry_after", None)
             await scope.backoff.wait(retry_after)
+            self.restarts += 1
 
     async def _learn(self, scope: "_Scope") -> None:
         """List a scope; what was known and is not there any more has departed."""

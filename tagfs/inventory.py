@@ -6,7 +6,7 @@ Invariant: a key that ought to exist is never told to be missing: when unsure, a
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 
 from tagfs.names import RepositoryKey
@@ -20,6 +20,12 @@ class Inventory(ABC):
 
     last_complete: float | None = None
     """When it was last told completely, on trio's clock."""
+
+    restarts = 0
+    """How often the following of departures was begun again."""
+
+    throttled: Mapping[str, int] = {}
+    """Requests that had to wait, by whom: the `client`'s own limit, or the `server`."""
 
     @property
     def is_synced(self) -> bool:

@@ -66,6 +66,7 @@ class Kube:
     def __init__(self, access: Access, qps: float = QPS, burst: int = BURST) -> None:
         self.access = access
         self._allowance = Allowance(qps, burst)
+        self.throttled = self._allowance.throttled
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator["Session"]:
@@ -204,6 +205,7 @@ class Session:
                         yield response
                         return
                     error = answers.refusal(response.status, response.headers, await _body(response))
+                self._allowance.throttled["server"] += isinstance(error, errors.ApiBusy)
                 if renew or not isinstance(error, errors.CredentialsRefused):
                     raise error
 

@@ -33,6 +33,12 @@ class Notifier:
         self._forget_attributes = forget_attributes
         self._queue: queue.SimpleQueue[Invalidation | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self.sent = 0
+
+    @property
+    def waiting(self) -> int:
+        """What is yet to be sent."""
+        return self._queue.qsize()
 
     def send(self, invalid: Iterable[Invalidation]) -> None:
         if self._thread is None:
@@ -55,6 +61,7 @@ class Notifier:
                     self._forget_attributes(one.id)
                 else:
                     self._forget_entry(one.id, one.name)
+                self.sent += 1
             except FileNotFoundError:
                 continue  # the kernel did not know it
             except OSError as error:

@@ -21,6 +21,8 @@ class Allowance:
         self._left = float(self._burst)
         self._at: float | None = None
         self._turn = trio.Lock()
+        self.throttled = {"client": 0, "server": 0}
+        """Requests that had to wait, by whom."""
 
     async def take(self) -> None:
         """Return when one more request may go; in the order of asking."""
@@ -28,6 +30,7 @@ class Allowance:
             return
         async with self._turn:
             self._refill()
+            self.throttled["client"] += self._left < 1
             while self._left < 1:
                 await trio.sleep((1 - self._left) / self._qps + 1e-6)
                 self._refill()

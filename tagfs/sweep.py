@@ -43,6 +43,8 @@ class Counters:
     pruned: int = 0
     held: int = 0
     lists: int = 0
+    seconds: float = 0.0
+    """That all of `sweeps` took."""
     last_success: float | None = None
     """When a sweep ended that did all it had to, on trio's clock."""
 
@@ -214,6 +216,7 @@ class Sweep:
     def _tell(self, swept: Swept, seconds: float, is_dry: bool) -> None:
         made, counters = swept.plan, self.counters
         counters.sweeps += 1
+        counters.seconds += seconds
         counters.held = len(made.held)
         if not made.refusal and not swept.errors:
             counters.last_success = trio.current_time()
