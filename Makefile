@@ -31,7 +31,8 @@ test-fast: setup ## The tests that need no mount and no patience: under a minute
 	@scripts/test -m 'not mount and not slow' $(ARGS)
 
 test-kubernetes: setup-test ## The tests on a real API server, which is built from source once: minutes
-	@server=$$(tests/kubernetes/build) && TAGFS_KUBE_APISERVER=$$server scripts/test -m kubernetes $(ARGS)
+	@server=$$(tests/kubernetes/build) && kustomize=$$(tests/kubernetes/kustomize) && \
+		TAGFS_KUBE_APISERVER=$$server TAGFS_KUSTOMIZE=$$kustomize scripts/test -m kubernetes $(ARGS)
 
 check: setup-test format-check lint types test ## Format, lint, strict types, every test: the gate before a commit
 
