@@ -7,7 +7,8 @@ where the kernel keeps anything of it, so that whatever the kernel has of a node
 """
 
 import itertools
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from tagfs.errors import VersionGone
@@ -19,13 +20,22 @@ ROOT_ID = 1
 
 
 class Node:
-    """What a node id stands for.  `lookups` is the kernel's count of references to it."""
+    """What a node id stands for.  Two of one id are equal: a table may give out another object each time.
+
+    `lookups` is the kernel's count of references to it, where the table keeps the object itself.
+    """
 
     __slots__ = ("id", "lookups")
 
     def __init__(self, id_: int) -> None:
         self.id = id_
         self.lookups = 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Node) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return self.id
 
 
 class DirectoryNode(Node):
@@ -69,8 +79,57 @@ class ScratchNode(Node):
 _N = TypeVar("_N", bound=Node)
 
 
-class Inodes:
-    """The table of all nodes that the kernel may name."""
+class NodeTable(ABC):
+    """The nodes that the kernel of a mount may name: what a tree needs of them to be read."""
+
+    @abstractmethod
+    def get(self, id_: int) -> Node:
+        """The node of an id; VersionGone where the kernel has forgotten it."""
+
+    @abstractmethod
+    def directory(self, path: tuple[str, ...]) -> DirectoryNode:
+        """The node of a directory, made where there is none."""
+
+    @abstractmethod
+    def known_directory(self, path: tuple[str, ...]) -> DirectoryNode | None: ...
+
+    @abstractmethod
+    def remove_directory(self, path: tuple[str, ...]) -> None:
+        """Let a directory that is made again under this path be another node."""
+
+    @abstractmethod
+    def sentinel(self) -> SentinelNode: ...
+
+    @abstractmethod
+    def version(self, key: RepositoryKey, version: Version) -> ListNode:
+        """The node of a version of a list: the current one's where it is that version, else a new one."""
+
+    @abstractmethod
+    def supersede(self, key: RepositoryKey) -> None:
+        """Let the next version of a list be another node."""
+
+    @abstractmethod
+    def remember(self, node: Node) -> None:
+        """Count one more reference that the kernel was given."""
+
+    @abstractmethod
+    def forget(self, id_: int, count: int) -> None:
+        """Take `count` references back; the node goes with the last one."""
+
+    @abstractmethod
+    def directories(self, below: tuple[str, ...] = ()) -> Iterable[DirectoryNode]:
+        """Every directory at and below a path that the kernel knows, in no order; none may come or go meanwhile."""
+
+    @abstractmethod
+    def current_lists(self) -> Iterator[ListNode]:
+        """Every list's current node that the kernel knows, in no order; the table must not change meanwhile."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+
+class Inodes(NodeTable):
+    """The table of a mount that is written to: an object for each node, which handles may hold."""
 
     def __init__(self) -> None:
         self._ids = itertools.count(ROOT_ID)
@@ -82,14 +141,12 @@ class Inodes:
         self._sentinel = self._add(SentinelNode(next(self._ids)))
 
     def get(self, id_: int) -> Node:
-        """The node of an id; VersionGone where the kernel has forgotten it."""
         try:
             return self._nodes[id_]
         except KeyError:
             raise VersionGone(f"node {id_} is forgotten") from None
 
     def directory(self, path: tuple[str, ...]) -> DirectoryNode:
-        """The node of a directory, made where there is none."""
         node = self._directories.get(path)
         if node is None:
             node = self._directories[path] = self._add(DirectoryNode(next(self._ids), path))
@@ -99,7 +156,6 @@ class Inodes:
         return self._directories.get(path)
 
     def remove_directory(self, path: tuple[str, ...]) -> None:
-        """Let a directory that is made again under this path be another node."""
         node = self._directories.pop(path, None)
         if node is not None and node.lookups == 0:
             self._nodes.pop(node.id, None)
@@ -108,7 +164,6 @@ class Inodes:
         return self._sentinel
 
     def version(self, key: RepositoryKey, version: Version) -> ListNode:
-        """The node of a version of a list: the current one's where it is that version, else a new one."""
         node = self._current.get(key)
         if node is None or node.version is None or node.version.identity != version.identity:
             self.supersede(key)
@@ -127,7 +182,6 @@ class Inodes:
             self._current[node.key] = node
 
     def supersede(self, key: RepositoryKey) -> None:
-        """Let the next version of a list be another node."""
         node = self._current.pop(key, None)
         if node is not None and node.lookups == 0:
             self._nodes.pop(node.id, None)
@@ -141,12 +195,10 @@ class Inodes:
         return node
 
     def remember(self, node: Node) -> None:
-        """Count one more reference that the kernel was given."""
         node.lookups += 1
         self._nodes[node.id] = node
 
     def forget(self, id_: int, count: int) -> None:
-        """Take `count` references back; the node goes with the last one."""
         node = self._nodes.get(id_)
         if node is None or id_ == ROOT_ID:
             return
@@ -162,12 +214,10 @@ class Inodes:
         elif isinstance(node, ListNode) and self._current.get(node.key) is node:
             del self._current[node.key]
 
-    def directories(self) -> Iterator[DirectoryNode]:
-        """Every directory that the kernel knows, in no order; the table must not change meanwhile."""
-        yield from self._directories.values()
+    def directories(self, below: tuple[str, ...] = ()) -> Iterable[DirectoryNode]:
+        return [node for node in self._directories.values() if node.path[: len(below)] == below]
 
     def current_lists(self) -> Iterator[ListNode]:
-        """Every list's current node that the kernel knows, in no order; the table must not change meanwhile."""
         yield from self._current.values()
 
     def __len__(self) -> int:

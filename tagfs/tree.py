@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from tagfs.compact import CompactInodes
 from tagfs.errors import (
     ListMissing,
     NameRefused,
@@ -19,7 +20,7 @@ from tagfs.errors import (
     VersionGone,
 )
 from tagfs.handles import DirectoryHandle, Handle, ReadHandle
-from tagfs.inodes import DirectoryNode, Inodes, ListNode, Node, SentinelNode
+from tagfs.inodes import DirectoryNode, ListNode, Node, NodeTable, SentinelNode
 from tagfs.names import BASE, LIST, VERSION_SENTINEL, RepositoryKey, is_namespace, is_repository
 from tagfs.store import Snapshot, Store
 
@@ -85,7 +86,7 @@ class Tree:
 
     def __init__(self, store: Store, view: View | None = None) -> None:
         self.store = store
-        self.inodes = Inodes()
+        self.inodes: NodeTable = CompactInodes()
         self._view = view or View()
         self._handles: dict[int, Handle] = {}
         self._handle_ids = itertools.count(1)
@@ -348,19 +349,12 @@ class Tree:
             name = LIST
         else:
             # A directory that another has replaced: where it is in use, the kernel keeps what it has below it.
-            for below in self._known_below((BASE, *path, name)):
+            for below in self.inodes.directories((BASE, *path, name)):
                 invalid += self._replaced(below)
         if directory is not None:
             invalid.append(Invalidation(directory.id, name.encode("utf-8", "surrogateescape")))
             invalid.append(Invalidation(directory.id))
         return invalid
-
-    def _known_below(self, path: tuple[str, ...]) -> list[DirectoryNode]:
-        """The directories at and below `path` that the kernel may know."""
-        if len(path) == 3:
-            node = self.inodes.known_directory(path)
-            return [node] if node is not None else []
-        return [node for node in self.inodes.directories() if node.path[: len(path)] == path]
 
     def _replaced(self, directory: DirectoryNode) -> list[Invalidation]:
         """Take note that a directory may be another one, with another list."""

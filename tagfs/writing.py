@@ -23,7 +23,7 @@ from tagfs.errors import (
     VersionGone,
 )
 from tagfs.handles import ReadHandle, ScratchHandle, WriteHandle
-from tagfs.inodes import DirectoryNode, ListNode, Node, ScratchNode
+from tagfs.inodes import DirectoryNode, Inodes, ListNode, Node, ScratchNode
 from tagfs.names import BASE, RepositoryKey
 from tagfs.store import Snapshot, Store
 from tagfs.traces import Traces
@@ -63,8 +63,10 @@ class Writing(Tree):
 
     def __init__(self, store: Store, list_limit: int, view: View | None = None) -> None:
         super().__init__(store, view)
+        # Handles hold nodes, and a node's version changes when a draft is committed.
+        self.inodes: Inodes = Inodes()
         self._limit = list_limit
-        self._budget = Budget(BUDGET_LISTS * list_limit)
+        self._budget = self.budget = Budget(BUDGET_LISTS * list_limit)
         self._scratch: dict[RepositoryKey, dict[bytes, Scratch]] = {}
         # INVARIANT: every scratch file that has a name or is open, by the id of its node.
         self._scratch_by_node: dict[int, Scratch] = {}
