@@ -176,7 +176,11 @@ class _Conversation:
             *([("Allow", "GET, HEAD")] if answer.status == HTTPStatus.METHOD_NOT_ALLOWED else []),
             *([("Connection", "close")] if is_last else []),
         ]
-        parts = [self._http.send(h11.Response(status_code=answer.status, headers=headers))]
+        parts = [
+            self._http.send(
+                h11.Response(status_code=answer.status, headers=headers, reason=HTTPStatus(answer.status).phrase)
+            )
+        ]
         if not is_head:
             parts.append(self._http.send(h11.Data(data=answer.body)))
         parts.append(self._http.send(h11.EndOfMessage()))

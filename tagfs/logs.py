@@ -104,6 +104,22 @@ def configure(
     logging.raiseExceptions = level == "debug"
 
 
+def tally() -> Mapping[str, int]:
+    """Count from now on what is logged: level -> lines, of those that somebody should read."""
+    counter = _Tally()
+    logging.getLogger().addHandler(counter)
+    return counter.counts
+
+
+class _Tally(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.counts = {"warning": 0, "error": 0}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.counts["error" if record.levelno >= logging.ERROR else "warning"] += 1
+
+
 def is_journal(stream: TextIO | None, environment: Mapping[str, str]) -> bool:
     """Whether `stream` is journald's: JOURNAL_STREAM names its device and inode (systemd.exec(5))."""
     expected = environment.get("JOURNAL_STREAM")

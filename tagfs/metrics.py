@@ -152,7 +152,7 @@ class Spread(Protocol):
 Figure = float | Spread | tuple[int, float]
 """Of a summary: how many, and their sum."""
 
-Figures = Mapping[str, Figure | Mapping[tuple[str, ...], Figure] | None]
+Figures = dict[str, Figure | Mapping[tuple[str, ...], Figure] | None]
 """Name -> its figure, or label values -> figure; None: not known now, and so absent."""
 
 

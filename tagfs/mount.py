@@ -13,13 +13,14 @@ import resource
 import signal
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
 from tagfs import mountpoint, tidy
 from tagfs.commits import Commits
 from tagfs.directory import DirectoryStore
-from tagfs.errors import MountRefused, StoreHeld, StoreWaiting, TagfsError
+from tagfs.errors import MountRefused, SettingRefused, StoreHeld, StoreWaiting, TagfsError
 from tagfs.handles import Step
 from tagfs.names import BASE
 from tagfs.opening import Opened, Opener
@@ -32,6 +33,9 @@ from tagfs.session import Session
 from tagfs.settings import MountSettings
 from tagfs.sweeper import Sweeper
 from tagfs.tree import Tree, View
+
+if TYPE_CHECKING:
+    from tagfs.monitoring import Monitoring
 
 log = logging.getLogger(__name__)
 
@@ -110,8 +114,11 @@ class _Mount:
             self._operations = Operations(uid, gid, self._commits, not settings.read_only)
             self._session = Session(settings, self._operations)
             try:
+                self._monitoring = self._monitored()
+                if self._monitoring is not None:
+                    await self._monitoring.listen()
                 self._session.mount()
-            except MountRefused as error:
+            except (MountRefused, SettingRefused) as error:
                 failure.append(error)
                 return
             if waiting is not None:
@@ -120,6 +127,8 @@ class _Mount:
             nursery.start_soon(self._session.end_on_signal, signals)
             nursery.start_soon(self._sweep_on_signal)
             nursery.start_soon(self._follow, opened, failure)
+            if self._monitoring is not None:
+                nursery.start_soon(self._monitoring.run)
             _give_back_memory()
             try:
                 await self._session.serve()
@@ -130,6 +139,17 @@ class _Mount:
             await self._session.told()
             nursery.cancel_scope.cancel()
         self._session.close()
+
+    def _monitored(self) -> "Monitoring | None":
+        """What looks after the mount, where it is asked for; SettingRefused where what that needs is missing."""
+        settings = self._settings
+        if settings.metrics_address is None and settings.health_address is None:
+            return None
+        try:
+            from tagfs.monitoring import Monitoring
+        except ImportError as error:
+            raise SettingRefused(f"--health-addr needs more ({error}): pip install 'tagfs[monitoring]'") from error
+        return Monitoring(settings, self._operations, self._commits, self._session, self._sweeper)
 
     def _commit_unseen(self) -> None:
         """Commit what was closed just before the unmount: the kernel then drops what it had yet to tell of it.  Not
@@ -178,6 +198,8 @@ class _Mount:
                 assert self._sweeper is not None
                 removal = MountRemoval(self._operations.tree, self._commits, self._session.send)
                 nursery.start_soon(self._sweeper.run, removal)
+            if self._monitoring is not None:
+                nursery.start_soon(self._monitoring.count, opened)
             waiting = await self._watch(opened)
             nursery.cancel_scope.cancel()
         return waiting
@@ -232,6 +254,8 @@ class _Mount:
             except OSError as error:
                 return f"its changes are not told any more: {error}"
             for change in happened:
+                if self._monitoring is not None:
+                    self._monitoring.changed(change)
                 if change.path is not None:
                     self._session.send(tree.changed(change.path, change.name))
                     continue

@@ -35,8 +35,9 @@ class Session:
     def __init__(self, settings: MountSettings, operations: Operations) -> None:
         self._settings = settings
         self._operations = operations
-        self._notifier = Notifier(pyfuse3.invalidate_entry, lambda node: pyfuse3.invalidate_inode(node, attr_only=True))
-        self._mounted: Mounted | None = None
+        self.notifier = Notifier(pyfuse3.invalidate_entry, lambda node: pyfuse3.invalidate_inode(node, attr_only=True))
+        self.mounted: Mounted | None = None
+        """Where the mount is, and which one it is; None where that is not known."""
         self.use = trio.CancelScope()
         self.was_terminated = False
 
@@ -57,7 +58,7 @@ class Session:
                 f"{settings.mountpoint} cannot be mounted: run as root (or with fusermount3 installed, and"
                 f" user_allow_other in /etc/fuse.conf for --allow-other) [{error}]"
             ) from error
-        self._mounted = next((one for one in reversed(mountpoint.mounts()) if one.point == point), None)
+        self.mounted = next((one for one in reversed(mountpoint.mounts()) if one.point == point), None)
 
     async def serve(self) -> None:
         """Answer the kernel until the mount has ended.
@@ -72,7 +73,7 @@ class Session:
             if any(error.errno != errno.ECONNABORTED for error in _leaves(group)):
                 raise
         self.use.cancel()
-        if self._mounted is not None and not self.was_terminated and self.is_mounted():
+        if self.mounted is not None and not self.was_terminated and self.is_mounted():
             await trio.to_thread.run_sync(mountpoint.unmount, self._settings.mountpoint, True)
             raise MountRefused(f"{self._settings.mountpoint}: its connection with the kernel was cut; unmounted")
 
@@ -87,18 +88,18 @@ class Session:
         """Tell the kernel to forget, unless the mount ends: then nobody answers what the notifier may have to wait
         for."""
         if not self.use.cancel_called:
-            self._notifier.send(invalid)
+            self.notifier.send(invalid)
 
     async def told(self) -> None:
         """Return when the kernel has been told all."""
-        await self._notifier.close()
+        await self.notifier.close()
 
     # -- the end
 
     def is_mounted(self) -> bool:
         """Whether it is still there, or that is not known.  Asks the mount table alone: only we can answer for a path
         in the mount, and not while the loop waits for the answer."""
-        mounted = self._mounted
+        mounted = self.mounted
         return mounted is None or any(
             (one.point, one.device) == (mounted.point, mounted.device) for one in mountpoint.mounts()
         )
@@ -134,8 +135,8 @@ class Session:
         """End the session while programs still use it.  The notifier first, while the loop still answers."""
         self.was_terminated = True
         self.use.cancel()
-        await self._notifier.close()
-        if self._mounted is not None and self.is_mounted():
+        await self.notifier.close()
+        if self.mounted is not None and self.is_mounted():
             await trio.to_thread.run_sync(mountpoint.unmount, self._settings.mountpoint, True)
         pyfuse3.terminate()
 

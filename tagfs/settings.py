@@ -58,6 +58,8 @@ class MountSettings:
     allow_empty_inventory: bool = False
     allow_mass_deletion: bool = False
     sweep_suspend: bool = False
+    metrics_address: tuple[str, int] | None = None
+    health_address: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +214,20 @@ SETTINGS = (
     ),
     Setting("sweep-allow-mass-deletion", "allow_mass_deletion", values.switch, None, "hold no mass deletion"),
     Setting("sweep-suspend", "sweep_suspend", values.switch, None, "say what would be swept, and delete nothing"),
+    Setting(
+        "metrics-addr",
+        "metrics_address",
+        values.address,
+        "HOST:PORT",
+        "tell Prometheus figures there, at /metrics (default: not at all; :9180 is every interface)",
+    ),
+    Setting(
+        "health-addr",
+        "health_address",
+        values.address,
+        "HOST:PORT",
+        "tell there, at /healthz and /readyz, whether the mount answers and shows its store (default: not at all)",
+    ),
 )
 
 _BY_FLAG = {setting.flag: setting for setting in SETTINGS}

@@ -43,7 +43,7 @@ class Sweeper:
     def __init__(
         self, inventory: Inventory | None, rules: Rules, interval: float = 0.0, is_suspended: bool = False
     ) -> None:
-        self._inventory = inventory
+        self._inventory = self.inventory = inventory
         self._interval = interval
         self._is_suspended = is_suspended
         self._sweep = Sweep(inventory, rules, is_suspended)

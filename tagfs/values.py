@@ -86,6 +86,19 @@ def percent(text: str) -> int:
     return int(text)
 
 
+def address(text: str) -> tuple[str, int]:
+    """`HOST:PORT`; host "" is every interface."""
+    host, colon, port = text.rpartition(":")
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    if (
+        not colon
+        or not (port.isascii() and port.isdigit() and int(port) < 65536)
+        or (not is_bracketed and (":" in host or not host.isprintable() or " " in host))
+    ):
+        raise ValueError("HOST:PORT, such as 127.0.0.1:9180, [::1]:9180 or, for every interface, :9180")
+    return (host[1:-1] if is_bracketed else host), int(port)
+
+
 def rate(text: str) -> float:
     """A number a second; 0 or less: any."""
     try:
