@@ -126,6 +126,17 @@ class Directories(Store):
     def opened(self, *path: str) -> Iterator[int]:
         """The descriptor of a directory below BASE, reached without following a link; RepositoryMissing."""
         directory = self._require_open()
+        if all(map(is_repository, path)):
+            try:
+                directory = self.disk.open_below(self.root, "/".join((BASE, *path)))
+            except OSError:
+                pass  # name by name it is told why
+            else:
+                try:
+                    yield directory
+                finally:
+                    self.disk.close(directory)
+                return
         try:
             for name in (BASE, *path):
                 try:

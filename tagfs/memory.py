@@ -191,5 +191,8 @@ class _Pinned(Snapshot):
             raise ListCorrupt("memory", "read after it was closed")
         return self._plain
 
+    def decode(self) -> bytes:
+        return self.content()
+
     def close(self) -> None:
         pass

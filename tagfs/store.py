@@ -49,6 +49,15 @@ class Snapshot(ABC):
         """
 
     @abstractmethod
+    def decode(self) -> bytes:
+        """The plain bytes, read anew, with nothing kept but what pins the version; before any call of `content`.
+
+        Raises:
+            ListCorrupt, OSError: as `content` does.
+            VersionGone: what is stored was changed in place since.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Let go of what pins the version; closing twice is no error."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tagfs.codec import CODECS, HEADER_SIZE, PLAIN, TRAILER_SIZE, Codec, Undecodable, most_stored
 from tagfs.disk import Disk, FileStatus
-from tagfs.errors import ListCorrupt
+from tagfs.errors import ListCorrupt, VersionGone
 from tagfs.names import HIDDEN_PREFIX, LIST
 from tagfs.store import Snapshot, Version
 
@@ -90,7 +90,7 @@ class PinnedFile(Snapshot):
         list_limit: plain bytes, at most.
     """
 
-    __slots__ = ("_content", "_disk", "_file", "_limit", "_path", "version")
+    __slots__ = ("_content", "_disk", "_file", "_first_mtime_ns", "_limit", "_path", "version")
 
     def __init__(self, disk: Disk, directory: int, variant: Variant, path: str, list_limit: int) -> None:
         """FileNotFoundError where the variant is gone, OSError where nothing can be opened now; any other fault is
@@ -100,6 +100,7 @@ class PinnedFile(Snapshot):
         self._limit = list_limit
         self._content: bytes | None = None
         self._file: int | None = None
+        self._first_mtime_ns: int | None = None
         status, fault = variant.status, None
         try:
             self._file = disk.open_file(directory, variant.name)
@@ -130,18 +131,32 @@ class PinnedFile(Snapshot):
 
     def content(self) -> bytes:
         if self._content is None:
-            if self.version.fault is not None or self._file is None:
-                raise ListCorrupt(self._path, self.version.fault or "read after it was closed")
-            try:
-                stored = self._disk.read(self._file, self.version.stored_size)
-                content = self.version.codec.decode(stored, self._limit)
-            except Undecodable as error:
-                raise ListCorrupt(self._path, str(error)) from error
-            if len(content) != self.version.size:
-                raise ListCorrupt(self._path, f"promises {self.version.size} bytes, holds {len(content)}")
-            self._content = content
+            self._content = self._decoded()
             self.close()
         return self._content
+
+    def decode(self) -> bytes:
+        content = self._decoded()
+        if self.version.codec is PLAIN:  # the others have a checksum
+            assert self._file is not None
+            mtime_ns = self._disk.stat_open(self._file).st_mtime_ns
+            if self._first_mtime_ns is None:
+                self._first_mtime_ns = mtime_ns
+            elif self._first_mtime_ns != mtime_ns:
+                raise VersionGone(f"{self._path} was changed in place")
+        return content
+
+    def _decoded(self) -> bytes:
+        if self.version.fault is not None or self._file is None:
+            raise ListCorrupt(self._path, self.version.fault or "read after it was closed")
+        try:
+            stored = self._disk.read(self._file, self.version.stored_size)
+            content = self.version.codec.decode(stored, self._limit)
+        except Undecodable as error:
+            raise ListCorrupt(self._path, str(error)) from error
+        if len(content) != self.version.size:
+            raise ListCorrupt(self._path, f"promises {self.version.size} bytes, holds {len(content)}")
+        return content
 
     def close(self) -> None:
         if self._file is not None:

@@ -29,6 +29,9 @@ class Held(Snapshot):
             raise ListCorrupt("held", "read after it was closed")
         return self.plain
 
+    def decode(self) -> bytes:
+        return self.content()
+
     def close(self) -> None:
         self.closed += 1
 

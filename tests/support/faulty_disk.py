@@ -74,6 +74,9 @@ class FaultyDisk(Disk):
     def open_dir(self, directory: int, name: str) -> int:
         return self._do("open_dir", lambda: self.inner.open_dir(directory, name))
 
+    def open_below(self, directory: int, path: str) -> int:
+        raise OSError(errno.ENOSYS, "a kernel without openat2: each directory is a call")
+
     def open_file(self, directory: int, name: str) -> int:
         return self._do("open_file", lambda: self.inner.open_file(directory, name))
 
