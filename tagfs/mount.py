@@ -112,7 +112,7 @@ class _Mount:
             uid = os.getuid() if settings.uid is None else settings.uid
             gid = os.getgid() if settings.gid is None else settings.gid
             self._operations = Operations(uid, gid, self._commits, not settings.read_only)
-            self._session = Session(settings, self._operations)
+            self._session = Session(settings, self._operations, lambda: self._commits.depth > 0)
             try:
                 self._monitoring = self._monitored()
                 if self._monitoring is not None:

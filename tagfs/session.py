@@ -7,13 +7,15 @@ Does not know: the store.
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
 
 import pyfuse3
 import trio
 
 from tagfs import mountpoint
 from tagfs.errors import MountRefused
+from tagfs.lean import Lean
 from tagfs.mountpoint import Mounted
 from tagfs.notifier import Notifier
 from tagfs.operations import Operations
@@ -29,11 +31,13 @@ GRACE = 5.0
 class Session:
     """Answers the kernel with `operations` at the mount point of `settings`.
 
-    `use` is cancelled as soon as the session begins to end: nothing may wait for the kernel then.
+    `is_busy` says whether steps are under way, of whose end the loop is told.  `use` is cancelled as soon as the
+    session begins to end: nothing may wait for the kernel then.
     """
 
-    def __init__(self, settings: MountSettings, operations: Operations) -> None:
+    def __init__(self, settings: MountSettings, operations: Operations, is_busy: Callable[[], bool]) -> None:
         self._settings = settings
+        self._trio: Any = Lean(is_busy)
         self._operations = operations
         self.notifier = Notifier(pyfuse3.invalidate_entry, lambda node: pyfuse3.invalidate_inode(node, attr_only=True))
         self.mounted: Mounted | None = None
@@ -51,6 +55,8 @@ class Session:
             options.add("allow_other")
         # Before: afterwards only a loop that runs can answer for it.
         point = os.path.realpath(settings.mountpoint)
+        # The name in which it looks up what it waits with, as for its own asyncio mode.
+        vars(pyfuse3)["trio"] = self._trio
         try:
             pyfuse3.init(self._operations, settings.mountpoint, options)
         except RuntimeError as error:
@@ -80,6 +86,7 @@ class Session:
     def close(self) -> None:
         """Let go of the device, when nothing is to be told to the kernel any more."""
         pyfuse3.close(unmount=False)
+        vars(pyfuse3)["trio"] = trio
         log.info("%s: unmounted", self._settings.mountpoint)
 
     # -- what the kernel is told

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ class Daemon:
 
     def start(self, wait: bool = True) -> "Daemon":
         """Start it, and return when it says that it shows its store (`wait` False: at once)."""
-        self.point.mkdir(exist_ok=True)
+        with suppress(FileExistsError):
+            self.point.mkdir()  # Without a look at what is there: it may be a dead mount.
         command = [sys.executable, "-m", "tagfs", "mount", str(self.store), str(self.point)]
         self.process = subprocess.Popen(
             [*self.wrapper, *command, "--log-format", "json", *self.flags],
