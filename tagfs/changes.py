@@ -18,6 +18,7 @@ import trio
 
 from tagfs.errors import RepositoryMissing
 from tagfs.names import BASE
+from tagfs.watches import Watches
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,7 @@ class Changes:
     def __init__(self, opened: Callable[..., AbstractContextManager[int]], root: int) -> None:
         self._opened = opened
         self._descriptor = _check(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
-        self._paths: dict[int, tuple[str, ...] | None] = {}
-        self._watches: dict[tuple[str, ...] | None, int] = {}
+        self._watches = Watches()
         self._is_exhausted = False
         try:
             self._add(None, root)
@@ -114,8 +114,7 @@ class Changes:
 
     def _add(self, path: tuple[str, ...] | None, directory: int) -> None:
         watch = _check(_libc.inotify_add_watch(self._descriptor, b"/proc/self/fd/%d" % directory, _MASK))
-        self._paths[watch] = path
-        self._watches[path] = watch
+        self._watches.put(path, watch)
 
     def _decode(self, raw: bytes) -> list[Change]:
         changes = []
@@ -135,9 +134,10 @@ class Changes:
             log.warning("inotify lost events: everything that the kernel keeps of this mount is looked up again")
             self._remove_below(())  # moves and removals of directories were lost as well
             return Change(None, "", is_lost=True)
-        if watch not in self._paths:
+        try:
+            path = self._watches.path_of(watch)
+        except KeyError:
             return None
-        path = self._paths[watch]
         if mask & (_IGNORED | _UNMOUNT | _DELETE_SELF | _MOVE_SELF):
             if path is None:
                 self._remove(None)
@@ -156,17 +156,12 @@ class Changes:
 
     def _remove_below(self, path: tuple[str, ...]) -> None:
         """Remove the watches of a directory and of all below it."""
-        if len(path) < 2:
-            for known in [known for known in self._watches if known is not None and known[: len(path)] == path]:
-                self._remove(known)
-        else:
-            self._remove(path)
+        for known in list(self._watches.below(path)):
+            self._remove(known)
 
     def _remove(self, path: tuple[str, ...] | None) -> None:
-        watch = self._watches.pop(path, None)
-        # A directory that was moved and is covered by its new path already has one watch for both.
-        if watch in self._paths and self._paths[watch] == path:
-            del self._paths[watch]
+        watch = self._watches.remove(path)
+        if watch is not None:
             with suppress(OSError):
                 _check(_libc.inotify_rm_watch(self._descriptor, watch))
 
