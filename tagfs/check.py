@@ -24,6 +24,7 @@ from tagfs.names import (
     LOST_AND_FOUND,
     QUARANTINE_DIRECTORY,
     STAGE_DIRECTORY,
+    SWEEP_LEDGER,
     VERSION_SENTINEL,
     WIPE_SENTINEL,
     RepositoryKey,
@@ -41,7 +42,7 @@ ABANDONED_SECONDS = 3600
 """A temporary file this old is no longer being written."""
 
 _OTHERS_WRITE = 0o022
-_LAYOUT = (BASE, VERSION_SENTINEL, WIPE_SENTINEL, STAGE_DIRECTORY, QUARANTINE_DIRECTORY, LOST_AND_FOUND)
+_LAYOUT = (BASE, VERSION_SENTINEL, WIPE_SENTINEL, STAGE_DIRECTORY, SWEEP_LEDGER, QUARANTINE_DIRECTORY, LOST_AND_FOUND)
 _LIST_NAMES = frozenset(prefix + LIST + codec.suffix for prefix in ("", HIDDEN_PREFIX) for codec in CODECS)
 _TYPES = {
     stat.S_IFREG: "a file",

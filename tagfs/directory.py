@@ -14,7 +14,7 @@ from tagfs.codec import Codec
 from tagfs.directories import Directories
 from tagfs.disk import Disk
 from tagfs.errors import CommitUncertain, ListCorrupt, ListMissing, ListTooLarge, RepositoryMissing
-from tagfs.names import HIDDEN_PREFIX, LIST, RepositoryKey
+from tagfs.names import HIDDEN_PREFIX, LIST, SWEEP_LEDGER, RepositoryKey
 from tagfs.policy import Policy
 from tagfs.staging import StageDirectory
 from tagfs.store import Snapshot, Stage, Version
@@ -211,6 +211,14 @@ class DirectoryStore(Directories):
                 self._remove_stale(directory, [variant.name for variant in found[1:]])
                 return True
         return False
+
+    def ledger(self, limit: int) -> bytes | None:
+        self._require_current()
+        return self.stages.read_beside(SWEEP_LEDGER, limit)
+
+    def write_ledger(self, content: bytes) -> None:
+        self._require_current()
+        self.stages.write_beside(SWEEP_LEDGER, content)
 
     def close(self) -> None:
         self.stages.close()

@@ -31,6 +31,19 @@ class ListTooLarge(TagfsError):
     """A tag list over the limit of `--max-list-size`."""
 
 
+class ServerFailed(TagfsError):
+    """The process that served a mount for this one has ended, and not because it was told to.
+
+    Args:
+        code: its exit code, or what stands for one.
+        sentence: why.
+    """
+
+    def __init__(self, code: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
 class ListCorrupt(TagfsError):
     """A variant that cannot be decoded to what it promises.
 
@@ -123,6 +136,10 @@ class SettingRefused(TagfsError):
 
 class InventoryIncomplete(TagfsError):
     """What ought to exist cannot be told completely now, so nothing may be deleted for not being told."""
+
+
+class LedgerUnreadable(TagfsError):
+    """What was deleted of a store lately, and whether something is held, cannot be told from its ledger."""
 
 
 class ManifestInvalid(InventoryIncomplete):

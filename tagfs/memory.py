@@ -53,6 +53,7 @@ class MemoryStore(Store):
         self._list_limit = list_limit
         self._namespaces: dict[str, dict[str, _Repository]] = {}
         self._serials = itertools.count()
+        self._ledger: bytes | None = None
 
     def namespaces(self) -> list[str]:
         return list(self._namespaces)
@@ -151,6 +152,12 @@ class MemoryStore(Store):
 
     def space(self) -> os.statvfs_result:
         return os.statvfs_result((4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255))
+
+    def ledger(self, limit: int) -> bytes | None:
+        return self._ledger and self._ledger[:limit]
+
+    def write_ledger(self, content: bytes) -> None:
+        self._ledger = content
 
     def close(self) -> None:
         self._namespaces.clear()

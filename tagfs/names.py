@@ -20,6 +20,9 @@ WIPE_SENTINEL = ".storage-wipe-in-progress"
 STAGE_DIRECTORY = ".tagfs-stage"
 """Where lists are written before they are renamed into place; whatever a new writer finds there is left over."""
 
+SWEEP_LEDGER = ".tagfs-sweep"
+"""What a sweep must know of those before it: what was deleted lately, and whether a mass deletion is held."""
+
 HIDDEN_PREFIX = ".tagfs-hidden."
 """Before the name of a variant whose list a program renamed away; put back unless a successor is committed."""
 

@@ -17,6 +17,7 @@ import trio
 
 from tagfs.commits import Commits
 from tagfs.errors import DirectoryNotEmpty, ListMissing, RepositoryMissing
+from tagfs.guard import LEDGER_LIMIT, Ledger
 from tagfs.handles import Step
 from tagfs.names import BASE, RepositoryKey
 from tagfs.plan import Disk
@@ -86,6 +87,14 @@ class Removal(ABC):
         One that the sweep itself has not emptied stays where it was made lately: its maker goes on in it.
         """
 
+    @abstractmethod
+    async def ledger(self) -> Ledger | None:
+        """What the guard of an earlier sweep left; LedgerUnreadable, StoreWaiting, OSError."""
+
+    @abstractmethod
+    async def write_ledger(self, ledger: Ledger) -> None:
+        """Leave it to the next guard, durably; StoreWaiting, OSError."""
+
 
 class StoreRemoval(Removal):
     """On the store itself, whose only writer this process is; `before` is called before each deletion."""
@@ -103,6 +112,12 @@ class StoreRemoval(Removal):
 
     async def prune(self, namespace: str, mark: Mark, is_emptied: bool) -> bool:
         return remove_namespace(self._store, namespace, mark, is_emptied)
+
+    async def ledger(self) -> Ledger | None:
+        return _decoded(self._store.ledger(LEDGER_LIMIT + 1))
+
+    async def write_ledger(self, ledger: Ledger) -> None:
+        self._store.write_ledger(ledger.encoded())
 
 
 class MountRemoval(Removal):
@@ -161,6 +176,12 @@ class MountRemoval(Removal):
             # The kernel may keep it for a second: who has seen it there can still make a repository in it.
             self._tree.removed((namespace,))
         return is_gone
+
+    async def ledger(self) -> Ledger | None:
+        return _decoded(await trio.to_thread.run_sync(self._store.ledger, LEDGER_LIMIT + 1))
+
+    async def write_ledger(self, ledger: Ledger) -> None:
+        await trio.to_thread.run_sync(self._store.write_ledger, ledger.encoded())
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +252,10 @@ def remove_namespace(store: Store, namespace: str, mark: Mark, is_emptied: bool)
     except RepositoryMissing:
         pass
     return True
+
+
+def _decoded(content: bytes | None) -> Ledger | None:
+    return Ledger.decoded(content) if content is not None else None
 
 
 def _is_made_lately(store: Store, mark: Mark, namespace: str, name: str | None = None) -> bool:

@@ -1,6 +1,6 @@
 """Staging: where lists are written before they are renamed into place.  Blocking.
 
-Owns: the stage directory, its files, what an earlier writer left in it.
+Owns: the stage directory, its files, what an earlier writer left in it; replacing a file beside it.
 Does not know: keys, codecs.
 """
 
@@ -51,6 +51,31 @@ class StageDirectory:
     def unlink(self, name: str) -> None:
         with suppress(FileNotFoundError):
             self._disk.unlink(self.descriptor, name)
+
+    def write_beside(self, name: str, content: bytes) -> None:
+        """Replace the whole of the file `name` in the root of the store, durably."""
+        stage, file = self.create()
+        try:
+            self._disk.write(file, content)
+            self._disk.sync(file)
+            self._disk.rename(self.descriptor, stage, self._root, name)
+            self._disk.sync_dir(self._root)
+        except BaseException:
+            self.unlink(stage)
+            raise
+        finally:
+            self._disk.close(file)
+
+    def read_beside(self, name: str, limit: int) -> bytes | None:
+        """The first `limit` bytes of the file `name` in the root of the store; None where there is none."""
+        try:
+            file = self._disk.open_file(self._root, name)
+        except FileNotFoundError:
+            return None
+        try:
+            return self._disk.read(file, limit)
+        finally:
+            self._disk.close(file)
 
     def close(self) -> None:
         self._root = _CLOSED

@@ -164,6 +164,14 @@ class Store(ABC):
         """Delete a hidden list; no error where there is none."""
 
     @abstractmethod
+    def ledger(self, limit: int) -> bytes | None:
+        """The first `limit` bytes of what the last sweep left for the next one; None where none did."""
+
+    @abstractmethod
+    def write_ledger(self, content: bytes) -> None:
+        """Leave `content` for the next sweep, durably."""
+
+    @abstractmethod
     def space(self) -> os.statvfs_result:
         """The file system beneath, as statvfs(3) tells it."""
 

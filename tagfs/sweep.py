@@ -8,16 +8,18 @@ The disk first: a repository that is created while this looks is either not on t
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
 import trio
 
-from tagfs.errors import StoreWaiting, TagfsError
+from tagfs.errors import LedgerUnreadable, StoreWaiting, TagfsError
+from tagfs.guard import SMALL, Guard, Ledger
 from tagfs.inventory import Inventory
-from tagfs.names import RepositoryKey
-from tagfs.plan import SMALL, Guard, Plan, Rules, plan
+from tagfs.names import SWEEP_LEDGER, RepositoryKey
+from tagfs.plan import Plan, Rules, plan
 from tagfs.removal import Mark, Outcome, Removal, StoreRemoval
 from tagfs.store import Store
 
@@ -63,7 +65,8 @@ class Swept:
 
 
 class Sweep:
-    """Sweeps what it is given; its guard remembers the last hour whatever it was.
+    """Sweeps what it is given; its guard remembers the last hour whatever it was, and by a ledger in the store what
+    was in that hour before this.
 
     Args:
         inventory: None: no orphan is deleted.
@@ -75,6 +78,10 @@ class Sweep:
         self._rules = rules
         self._is_suspended = is_suspended
         self._guard = Guard(rules)
+        self._has_taken_over = False
+        # INVARIANT: as of the last ledger that was read or written: what the guard has ever spent, whether it held.
+        self._written = (0, False)
+        self._writing = trio.Lock()
         self._counted_at = -inf
         self.counters = Counters()
 
@@ -87,19 +94,24 @@ class Sweep:
         """
         began = trio.current_time()
         with removal.marked() as mark:
+            await self._take_over(removal)
             disk = await removal.listing()
             expected = await self._inventory.keys() if self._inventory is not None else None
             now = trio.current_time()
             self._count(len(disk.lists))
             if expected is not None:
+                if self._is_told(expected):
+                    self._guard.name(disk.lists - expected)
                 self._guard.keep_only(disk.keys - expected)
             room = self._guard.room(len(disk.lists), now)
             made = plan(disk, expected, self._rules, self._guard.held, room)
             swept = Swept(made, len(disk.lists), len(expected) if expected is not None else None)
             if not is_dry and not self._is_suspended:
-                if expected or self._rules.allow_empty_inventory:
+                if self._is_told(expected):
                     self._guard.hold(disk.lists.intersection(made.held))
                 await self._delete(removal, mark, swept, disk.lists)
+                self._guard.keep_only(self._guard.held.difference(swept.deleted))
+                await self._leave_ledger(removal)
                 await self._prune(removal, mark, swept)
         self._tell(swept, trio.current_time() - began, is_dry)
         return swept
@@ -109,6 +121,7 @@ class Sweep:
         waiting = len(counted)
         self._guard.reserve(waiting)
         try:
+            await self._leave_ledger(removal)
             for key in swept.plan.delete:
                 waiting -= key in counted
                 await self._remove(removal, key, mark, swept, key in counted)
@@ -155,8 +168,44 @@ class Sweep:
                 self.counters.errors += 1
                 log.error("%s: an empty namespace, not removed: %s", namespace, error)
 
+    def _is_told(self, expected: frozenset[RepositoryKey] | None) -> bool:
+        """Whether what is not in an inventory is an orphan by it."""
+        return bool(expected) or self._rules.allow_empty_inventory
+
     def _count(self, lists: int) -> None:
         self.counters.lists, self._counted_at = lists, trio.current_time()
+
+    # -- what earlier sweeps did
+
+    async def _take_over(self, removal: Removal) -> None:
+        """Learn, once, what the guard of an earlier process left; what cannot be told counts as held."""
+        if self._has_taken_over:
+            return
+        try:
+            ledger = await removal.ledger()
+        except LedgerUnreadable as error:
+            log.error("%s: cannot be understood, so all orphans are held: %s", SWEEP_LEDGER, error)
+            ledger = Ledger(is_holding=True)
+        except OSError as error:
+            raise OSError(error.errno, f"{SWEEP_LEDGER} cannot be read: {error.strerror}") from error
+        if ledger is not None:
+            self._guard.take_over(ledger, trio.current_time(), time.time())
+            self._written = (0, self._guard.is_holding)
+        self._has_taken_over = True
+
+    async def _leave_ledger(self, removal: Removal) -> None:
+        """Write down what the next process must know, where that has changed."""
+        async with self._writing:
+            known = (self._guard.spent, self._guard.is_holding)
+            if known == self._written or self._inventory is None:
+                return
+            try:
+                await removal.write_ledger(self._guard.ledger(trio.current_time(), time.time()))
+            except OSError as error:
+                # A full disk must not keep the sweep from making room.
+                log.warning("%s: not written, so a restart may forget a mass deletion: %s", SWEEP_LEDGER, error)
+            else:
+                self._written = known
 
     # -- as they become orphans
 
@@ -166,17 +215,14 @@ class Sweep:
         if self._is_suspended:
             log.info("%s: would be deleted: it has departed (--sweep-suspend)", key)
             return True
-        try:
-            if key in self._guard.held or not await self._may_depart(removal, key):
-                return True
-        except (TagfsError, OSError) as error:
-            log.error("%s: has departed, left to the next sweep: %s", key, error)
-            return True
-        self._guard.reserve(1)
         swept = Swept(Plan(delete=(key,)), self.counters.lists, None)
         try:
-            await self._remove(removal, key, mark, swept, is_counted=True)
-        except StoreWaiting as error:
+            await self._take_over(removal)
+            if key not in self._guard.held and await self._may_depart(removal, key):
+                await self._delete(removal, mark, swept, frozenset(swept.plan.delete))
+            else:
+                await self._leave_ledger(removal)
+        except (TagfsError, OSError) as error:
             log.error("%s: has departed, left to the next sweep: %s", key, error)
         return not swept.left
 
@@ -186,10 +232,13 @@ class Sweep:
         if age > (COUNT_GOOD if room is not None and room > 0 else COUNT_FRESH) or self.counters.lists <= SMALL:
             self._count(len((await removal.listing()).lists))
             room = self._guard.room(self.counters.lists, trio.current_time())
+        level = logging.INFO if self._guard.held else logging.ERROR
+        if self._guard.holds_unnamed and not self._rules.allow_mass_deletion:
+            self._hold(key)
+            log.log(level, "%s: held: it has departed, and a mass deletion was held when the last process ended", key)
+            return False
         if room == 0:
-            level = logging.INFO if self._guard.held else logging.ERROR
-            self._guard.hold([key])
-            self.counters.held = len(self._guard.held)
+            self._hold(key)
             log.log(
                 level,
                 "%s: held: it has departed, and with it more of %d lists than --sweep-max-percent (%d) allows within an"
@@ -210,6 +259,10 @@ class Sweep:
                 )
             return bool(expected) and key not in expected
         return True
+
+    def _hold(self, key: RepositoryKey) -> None:
+        self._guard.hold([key])
+        self.counters.held = len(self._guard.held)
 
     # -- what is told
 

@@ -3,8 +3,9 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tagfs.guard import SMALL, WINDOW, Guard
 from tagfs.names import RepositoryKey
-from tagfs.plan import SMALL, WINDOW, Disk, Guard, Plan, Rules, plan
+from tagfs.plan import Disk, Plan, Rules, plan
 
 
 def keys(count: int, namespace: str = "team") -> frozenset[RepositoryKey]:

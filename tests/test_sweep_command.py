@@ -147,12 +147,16 @@ def test_an_empty_inventory_and_a_mass_deletion_are_held(store: Path, manifests:
         made.replace(RepositoryKey("many", f"r{number}"), b"v1\n")
     made.close()
     flags = (f"--inventory=manifests:{manifests}",)
-    for more in ((), ("--dry-run",)):
+    assert sweep(store, *flags, "--sweep-max-percent=97", "--dry-run").returncode == 0
+    held = sweep(store, *flags, "--dry-run")
+    assert held.returncode == 10
+    assert "32 of 33 lists" in held.stderr
+    for more in ((), ("--dry-run",), ("--sweep-max-percent=97",)):
         held = sweep(store, *flags, *more)
         assert held.returncode == 10
-        assert "32 of 33 lists" in held.stderr
+    assert "32 lists were to go in a mass deletion" in held.stderr
     assert len(lists(store)) == 33
-    assert sweep(store, *flags, "--sweep-max-percent=97").returncode == 0
+    assert sweep(store, *flags, "--allow-mass-deletion").returncode == 0
     assert lists(store) == {"apps/web"}
 
 

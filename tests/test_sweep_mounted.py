@@ -313,9 +313,28 @@ def test_a_mass_deletion_is_held(daemons: MakeDaemon, manifests: Manifests) -> N
     assert shown(daemon.point) == set(names)
     manifests.declare(*names[:12])
     assert "0 deleted, 12 held" in sweep_expecting(daemon, "orphans are held")
-    daemon.stop()
-    again = daemons(*manifests.when_asked, "--sweep-allow-mass-deletion", store=daemon.store)
-    assert "12 deleted" in sweep(again)
+    daemon.kill()
+    manifests.declare(*names[:20])
+    again = daemons(*manifests.when_asked, store=daemon.store, expected=("orphans are held",))
+    assert "0 deleted, 4 held" in sweep(again), "by themselves they would be no mass"
+    again.stop()
+    allowed = daemons(*manifests.when_asked, "--sweep-allow-mass-deletion", store=daemon.store)
+    assert "4 deleted" in sweep(allowed)
+
+
+def test_a_mount_that_is_killed_again_and_again_deletes_no_more_than_the_share(
+    daemons: MakeDaemon, manifests: Manifests, tmp_path: Path
+) -> None:
+    names = [f"apps/r{number:02}" for number in range(40)]
+    flux = Flux.store(tmp_path / "store")
+    for name in names:
+        flux.set_tags(name.partition("/")[2], LIST, "apps")
+    for number in range(1, 7):
+        manifests.declare(*names[5 * number :])
+        daemon = daemons(*manifests.when_asked, expected=("orphans are held",))
+        sweep(daemon)
+        daemon.kill()
+    assert shown(tmp_path / "store") == set(names[20:])
 
 
 def sweep_expecting(daemon: Daemon, message: str) -> str:
