@@ -1,0 +1,210 @@
+"""Storage: every list is set and then asked for, in one process, by tagfs's store and by what Flux and others use.
+
+Owns: the sides, the goals, disk and bytes written.
+Does not know: what a side does inside.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from bench import datasets, places
+from bench.datasets import DataSet
+from bench.measure import alternated, median, median_ratio
+from bench.places import PROJECT, PeerMissing
+from bench.results import Chart, Results, Row, Table
+from tagfs.names import BASE
+
+OURS = "tagfs, synced as Flux syncs: not at all"
+DURABLE = "tagfs, each list durable"
+GROUPED = "tagfs, durable in groups"
+FLUX_64 = "Flux, 64 KiB (its default)"
+FLUX_4 = "Flux, 4 KiB"
+BADGER = "BadgerDB"
+SQLITE = "SQLite + zstd-1"
+FLUX_DURABLE = "Flux, 64 KiB, with fsync"
+BADGER_DURABLE = "BadgerDB, SyncWrites"
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """`argv` makes the command for set, get or digest; `is_durable`: every acknowledged list survives a power cut."""
+
+    name: str
+    argv: Callable[[str, Path, Path], list[str]]
+    is_durable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Set and get together, but for `set_wall` and `set_cpu`; bytes."""
+
+    cpu: float
+    wall: float
+    set_cpu: float
+    set_wall: float
+    peak: float
+    disk: int
+    written: int
+
+
+def sides(results: Results) -> list[Side]:
+    made = [
+        _python(OURS, "tagfs", False),
+        _python(SQLITE, "sqlite", False),
+        _python(DURABLE, "tagfs-durable", True),
+        _python("SQLite + zstd-1, each list durable", "sqlite-durable", True),
+        _python("SQLite + zstd-1, durable in groups", "sqlite-grouped", True),
+    ]
+    try:
+        program = places.built("flux")
+        made += [
+            _go(FLUX_64, program, False, "-threshold", "64", "flux"),
+            _go(FLUX_4, program, False, "-threshold", "4", "flux"),
+            _go(BADGER, program, False, "badger"),
+            _go(FLUX_DURABLE, program, True, "-durable", "-threshold", "64", "flux"),
+            _go(BADGER_DURABLE, program, True, "-durable", "badger"),
+        ]
+    except PeerMissing as error:
+        results.missing["Flux's file storage and BadgerDB"] = str(error)
+    return made
+
+
+def measure(data: DataSet, work: Path, rounds: int, results: Results) -> float:
+    """-> the CPU seconds of tagfs's durable store to set one list."""
+    plain = work / "plain"
+    if not plain.exists():
+        datasets.write(data, plain, None)
+    every = sides(results)
+    every = _same_bytes(every, plain / BASE, work, results)
+    samples = alternated({side.name: partial(_sample, side, plain / BASE, work) for side in every}, rounds)
+    _tell(data, every, samples, results)
+    return median(sample.set_cpu for sample in samples[DURABLE]) / data.lists
+
+
+def _python(name: str, side: str, is_durable: bool) -> Side:
+    def argv(what: str, source: Path, store: Path) -> list[str]:
+        return [sys.executable, "-m", "bench.peers.inprocess", side, what, str(source), str(store)]
+
+    return Side(name, argv, is_durable)
+
+
+def _go(name: str, program: Path, is_durable: bool, *words: str) -> Side:
+    def argv(what: str, source: Path, store: Path) -> list[str]:
+        return [str(program), *words, what, str(source), str(store)]
+
+    return Side(name, argv, is_durable)
+
+
+def _run(side: Side, what: str, source: Path, store: Path) -> dict[str, float]:
+    done = subprocess.run(
+        side.argv(what, source, store), capture_output=True, text=True, check=False, cwd=PROJECT
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise PeerMissing(f"{what} ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
+    answer: dict[str, float] = json.loads(done.stdout)
+    return answer
+
+
+def _same_bytes(every: list[Side], source: Path, work: Path, results: Results) -> list[Side]:
+    """The sides that give back what tagfs gives back; the others are told as missing."""
+    good = []
+    expected: object = None
+    for side in every:
+        store = work / "storage"
+        store.mkdir()
+        try:
+            _run(side, "set", source, store)
+            digest = _run(side, "digest", source, store)["digest"]
+            expected = expected or digest
+            if digest != expected:
+                raise PeerMissing("it does not give back the bytes that it was given")
+            good.append(side)
+        except PeerMissing as error:
+            results.missing[side.name] = str(error)
+        finally:
+            places.remove(store)
+    return good
+
+
+def _sample(side: Side, source: Path, work: Path) -> Sample:
+    store = work / "storage"
+    store.mkdir()
+    try:
+        put = _run(side, "set", source, store)
+        got = _run(side, "get", source, store)
+        return Sample(
+            cpu=put["cpu_s"] + got["cpu_s"],
+            wall=put["wall_s"] + got["wall_s"],
+            set_cpu=put["cpu_s"],
+            set_wall=put["wall_s"],
+            peak=max(put["peak_kib"], got["peak_kib"]) / 1024,
+            disk=places.disk_bytes(store),
+            written=int(put["written"] + got["written"]),
+        )
+    finally:
+        places.remove(store)
+
+
+def _tell(data: DataSet, every: list[Side], samples: dict[str, list[Sample]], results: Results) -> None:
+    rows = []
+    for side in every:
+        taken = samples[side.name]
+        rows.append(
+            (
+                side.name,
+                "yes" if side.is_durable else "no",
+                f"{median(one.cpu for one in taken):.2f}",
+                f"{median(one.set_cpu for one in taken):.2f}",
+                f"{median(one.set_wall for one in taken):.2f}",
+                f"{median(one.peak for one in taken):.0f}",
+                f"{median(one.disk for one in taken) / 2**20:.1f}",
+                f"{median(one.written for one in taken) / 2**20:.1f}",
+            )
+        )
+    head = ("", "durable", "CPU s, set + get", "CPU s, set", "wall s, set", "peak RSS MiB", "disk MiB", "written MiB")
+    note = "Reading the lists from plain files, as the process is given them, is counted on every side."
+    results.tables.append(Table(f"Set and get in one process, {data.name}", head, tuple(rows), note))
+    key = data.name.replace(",", "").replace(" ", "-").replace("×", "x")
+
+    def compare(what: str, name: str, ours: str, peer: str, of: Callable[[Sample], float], goal: float) -> None:
+        if peer not in samples or ours not in samples:
+            return
+        mine, theirs = [of(one) for one in samples[ours]], [of(one) for one in samples[peer]]
+        unit = what.rpartition(", ")[2]
+        results.rows.append(
+            Row(
+                f"storage/{key}/{name}/{peer}",
+                f"{what.rpartition(', ')[0]}, {data.name}",
+                f"{median(mine):.4g} {unit}",
+                f"{peer}: {median(theirs):.4g} {unit}",
+                median_ratio(mine, theirs),
+                goal,
+            )
+        )
+
+    many = data.tags is not None and data.tags >= 5000
+    compare("set + get, CPU s", "cpu", OURS, FLUX_64, lambda one: one.cpu, 1.0)
+    compare("set + get, CPU s", "cpu", OURS, FLUX_4, lambda one: one.cpu, 1 / 15 if many else 1 / 5)
+    for peer in (BADGER, SQLITE):
+        compare("set + get, CPU s", "cpu", OURS, peer, lambda one: one.cpu, 1.0)
+    for peer in (FLUX_64, FLUX_4, BADGER, SQLITE):
+        compare("set + get, peak RSS, MiB", "rss", OURS, peer, lambda one: one.peak, 1.0)
+    for peer in (FLUX_64, FLUX_4):
+        compare("disk, MiB", "disk", OURS, peer, lambda one: one.disk / 2**20, 1.0)
+    best = GROUPED if GROUPED in samples else DURABLE
+    for peer in (FLUX_DURABLE, BADGER_DURABLE):
+        compare("set, every list durable, wall s", "durable", best, peer, lambda one: one.set_wall, 0.2)
+    results.charts.append(
+        Chart(
+            f"storage-cpu-{key}",
+            f"Set and get {data.name} in one process: CPU seconds",
+            "",
+            "s",
+            {side.name: ((0.0, median(one.cpu for one in samples[side.name])),) for side in every},
+        )
+    )
