@@ -162,6 +162,9 @@ def _absolute(settings: MountSettings) -> MountSettings:
 
 
 def _serve(settings: MountSettings, announce: Callable[[str], None]) -> None:
+    from tagfs.postponed import postpone
+
+    postpone()
     try:
         from tagfs.mount import serve
     except ImportError as error:

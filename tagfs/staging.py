@@ -4,7 +4,7 @@ Owns: the stage directory, its files, what an earlier writer left in it; replaci
 Does not know: keys, codecs.
 """
 
-import secrets
+import os
 import threading
 from contextlib import suppress
 
@@ -41,7 +41,7 @@ class StageDirectory:
 
     def create(self) -> tuple[str, int]:
         """(name, descriptor) of a new file, open for writing."""
-        name = secrets.token_hex(8)
+        name = os.urandom(8).hex()
         return name, self._disk.create(self.descriptor, name)
 
     def names(self) -> list[str]:

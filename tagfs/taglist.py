@@ -7,7 +7,6 @@ Format: one tag a line, LF after each, an empty list is no bytes.  A tag is `[a-
 (OCI distribution specification, "Pulling manifests").
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator
 
 from tagfs.errors import TagListInvalid
@@ -46,6 +45,8 @@ def count(plain: bytes) -> int:
 
 def revision(plain: bytes) -> str:
     """`sha256:` and the hex digest, as Flux's `internal/storage/filesystem.go` returns it from SetTags."""
+    import hashlib  # brings OpenSSL, 3.5 MiB, and few mounts are ever asked for a revision
+
     return f"sha256:{hashlib.sha256(plain).hexdigest()}"
 
 
