@@ -6,7 +6,7 @@
 .SUFFIXES:
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-test demo test test-fast test-kubernetes check format-check lint types format lock dist clean
+.PHONY: help setup setup-test demo test test-fast test-kubernetes test-container check format-check lint types format lock dist clean
 
 VENV ?= .venv
 ARGS =
@@ -33,6 +33,9 @@ test-fast: setup ## The tests that need no mount and no patience: under a minute
 test-kubernetes: setup-test ## The tests on a real API server, which is built from source once: minutes
 	@server=$$(tests/kubernetes/build) && kustomize=$$(tests/kubernetes/kustomize) && \
 		TAGFS_KUBE_APISERVER=$$server TAGFS_KUSTOMIZE=$$kustomize scripts/test -m kubernetes $(ARGS)
+
+test-container: setup-test ## Build the image of the Dockerfile and run it as a pod would: minutes, root only
+	@image=$$(tests/container/build) && TAGFS_IMAGE=$$image scripts/test -m container $(ARGS)
 
 check: setup-test format-check lint types test ## Format, lint, strict types, every test: the gate before a commit
 
