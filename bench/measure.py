@@ -16,7 +16,6 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_TICK = os.sysconf("SC_CLK_TCK")
 _TRACING = Path("/sys/kernel/tracing")
 _INSTANCE = "tagfs-bench"
 
@@ -58,27 +57,22 @@ def digest_of_lines(path: Path, normal: Callable[[bytes], bytes | None] = lambda
 
 
 def cpu_of(pid: int) -> float:
-    """CPU seconds of all threads of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
+    """CPU seconds of a process so far, of all the threads that it ever had: its CPU-time clock, clock_getcpuclockid(3)."""
+    return time.clock_gettime(~pid << 3 | 2)
 
 
-def exact_cpu_of(pid: int) -> float:
-    """The same to the nanosecond, of the threads that live."""
-    total = 0
+def wakeups_of(pid: int) -> dict[int, int]:
+    """Thread -> how often it has gone to sleep by itself so far."""
+    found = {}
     for thread in Path(f"/proc/{pid}/task").iterdir():
-        total += int((thread / "schedstat").read_text().split()[0])
-    return total / 1e9
+        for line in (thread / "status").read_text().splitlines():
+            if line.startswith("voluntary_ctxt_switches"):
+                found[int(thread.name)] = int(line.split()[1])
+    return found
 
 
-def wakeups_of(pid: int) -> int:
-    """How often the threads of a process that live have gone to sleep by themselves so far."""
-    return sum(
-        int(line.split()[1])
-        for thread in Path(f"/proc/{pid}/task").iterdir()
-        for line in (thread / "status").read_text().splitlines()
-        if line.startswith("voluntary_ctxt_switches")
-    )
+def wakeups_since(pid: int, before: dict[int, int]) -> int:
+    return sum(count - before.get(thread, 0) for thread, count in wakeups_of(pid).items())
 
 
 def memory_of(pid: int, field: str = "VmRSS") -> float:

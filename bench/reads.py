@@ -15,8 +15,8 @@ from bench.measure import (
     ProgramFailed,
     RequestCounter,
     alternated,
+    cpu_of,
     digest_of_lines,
-    exact_cpu_of,
     median,
     median_ratio,
     run,
@@ -184,14 +184,14 @@ def _sample_once(side: Place, program: Program, output: Path, counter: RequestCo
 
 def _sample(side: Place, program: Program, output: Path, counter: RequestCounter) -> Sample:
     pid = side.pid
-    before = exact_cpu_of(pid) if pid else 0.0
+    before = cpu_of(pid) if pid else 0.0
     if pid:
         counter.start(side.point)
     # The bytes of every list are no small output: they go nowhere.  grep would stop early if it saw that.
     target = Path("/dev/null") if program.argv[-1] == "cat" else output
     cost = run(program.argv, side.lists, target, program.codes)
     requests = counter.stop() if pid else None
-    return Sample(cost.wall, cost.cpu + (exact_cpu_of(pid) - before if pid else 0.0), requests)
+    return Sample(cost.wall, cost.cpu + (cpu_of(pid) - before if pid else 0.0), requests)
 
 
 def _beside_mounts(data: DataSet, store: Path, output: Path, rounds: int, warm: Samples, results: Results) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench import datasets, places
 from bench.datasets import DataSet
-from bench.measure import exact_cpu_of, median
+from bench.measure import cpu_of, median
 from bench.places import PROJECT, Place
 from bench.results import Chart, Results, Row, Table
 from tagfs.names import BASE
@@ -41,9 +41,9 @@ def through_mount(data: DataSet, work: Path, rounds: int, own_cpu: float | None,
         store.mkdir()
         with point.started() as mounted:
             assert mounted.pid is not None
-            before = exact_cpu_of(mounted.pid)
+            before = cpu_of(mounted.pid)
             answer = clients("write", str(_WRITERS), mounted.lists, "--source", source / BASE)
-            taken.append((answer, exact_cpu_of(mounted.pid) - before))
+            taken.append((answer, cpu_of(mounted.pid) - before))
             _require_same(source / BASE, mounted.lists)
         places.remove(store)
     daemon = median(cpu / answer["lists"] * 1000 for answer, cpu in taken)

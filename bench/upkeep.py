@@ -1,0 +1,246 @@
+"""Upkeep: what a mount costs that nobody is using: start, memory, idle processor time, and one change among many lists.
+
+Owns: the goals of a sidecar: small, quiet, and as cheap with 50,000 lists as with 100.
+Does not know: how fast reads and writes are.
+"""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from bench import datasets, places
+from bench.measure import cpu_of, forget_peak, median, memory_of, percentile, wakeups_of, wakeups_since
+from bench.places import Place
+from bench.results import Results, Row, Table
+from tagfs.codec import ZSTD
+from tagfs.names import BASE, LIST
+
+FEW = 100
+SOME = 5_000
+MANY = 50_000
+_TAGS = 10
+_CHANGES = 100
+_PATIENCE = 20.0
+_WORKER_LIFE = 12.0
+
+
+def measure(work: Path, many: int, rounds: int, idle_seconds: float, results: Results) -> None:
+    stores = {count: work / f"lists-{count}" for count in (0, FEW, SOME, many)}
+    for count, store in stores.items():
+        datasets.write(datasets.synthetic(count, _TAGS), None, store)
+    _start(stores, work, many, rounds, results)
+    _memory(stores, work, many, results)
+    _one_change(stores, work, many, results)
+    _idle(stores[SOME], work, idle_seconds, results)
+    for store in stores.values():
+        places.remove(store)
+
+
+def _start(stores: dict[int, Path], work: Path, many: int, rounds: int, results: Results) -> None:
+    """From the start of the command to its word that it shows the store."""
+    rows = []
+    for flag in ("--read-only", "--codec=auto"):
+        how = "read-only" if flag == "--read-only" else "read-write"
+        took: dict[int, list[float]] = {0: [], many: []}
+        for _ in range(rounds):
+            for count, walls in took.items():
+                place = places.tagfs("tagfs", stores[count], work / "starting", flag)
+                began = time.perf_counter()
+                place.start()
+                walls.append(time.perf_counter() - began)
+                place.stop()
+        empty, full = median(took[0]), median(took[many])
+        rows.append((how, f"{empty:.2f}", f"{full:.2f}"))
+        results.rows.append(
+            Row(f"start/{how}", f"start to mounted, {many:,} lists, {how}", f"{full:.2f} s", "goal 0.5 s",
+                full / 0.5, 1.0)
+        )  # fmt: skip
+    results.tables.append(Table("Seconds from start to mounted", ("", "empty store", f"{many:,} lists"), tuple(rows)))
+
+
+def _memory(stores: dict[int, Path], work: Path, many: int, results: Results) -> None:
+    rows = []
+    goals = {0: 30.0, SOME: 32.0, many: 40.0}
+    for count, goal in goals.items():
+        shown = []
+        for flags in (("--read-only",), ()):
+            with places.tagfs("tagfs", stores[count], work / "resident", *flags).started() as mounted:
+                assert mounted.pid is not None
+                if count:
+                    _visit(mounted)
+                shown.append(_settled_memory(mounted.pid))
+        rows.append((f"{count:,} lists, after find and grep over them" if count else "empty", *map(_mib, shown)))
+        results.rows.append(
+            Row(f"idle-rss/{count}", f"idle RSS, {rows[-1][0]}, read-only", _mib(shown[0]), f"goal {goal:.0f} MiB",
+                shown[0] / goal, 1.0)
+        )  # fmt: skip
+    results.tables.append(Table("Resident memory of an idle mount", ("", "read-only", "read-write"), tuple(rows)))
+
+
+def _one_change(stores: dict[int, Path], work: Path, many: int, results: Results) -> None:
+    rows = []
+    for how, flags, change in (
+        ("beneath a read-only mount", ("--read-only",), _change_beneath),
+        ("through a read-write mount", (), _change_through),
+    ):
+        cost: dict[int, float] = {}
+        for count in (FEW, many):
+            with places.tagfs("tagfs", stores[count], work / "changing", *flags).started() as mounted:
+                assert mounted.pid is not None
+                _find(mounted)
+                _settled_memory(mounted.pid)
+                before = cpu_of(mounted.pid)
+                for number in range(_CHANGES):
+                    name = datasets.name_of(number * (count // _CHANGES))
+                    plain = datasets.make_list(number, _TAGS + 1)
+                    change(stores[count], mounted, name, plain)
+                    _await_bytes(mounted.lists / name / LIST, plain)
+                cost[count] = (cpu_of(mounted.pid) - before) / _CHANGES * 1000
+        rows.append((how, f"{cost[FEW]:.2f}", f"{cost[many]:.2f}"))
+        key = how.split()[0]
+        results.rows += [
+            Row(f"one-change/{key}", f"one change {how} of {many:,} lists, and its first read",
+                f"{cost[many]:.2f} ms CPU", "goal 1 ms", cost[many], 1.0),
+            Row(f"one-change-grows/{key}", f"the same, against {FEW} lists",
+                f"{cost[many]:.2f} ms CPU", f"{cost[FEW]:.2f} ms", cost[many] / cost[FEW], 1.5),
+        ]  # fmt: skip
+    head = ("", f"{FEW} lists", f"{many:,} lists")
+    results.tables.append(Table("One change and the first read after it: the daemon's CPU ms", head, tuple(rows)))
+
+
+def _idle(store: Path, work: Path, seconds: float, results: Results) -> None:
+    rows = []
+    for how, flags in (("read-only", ("--read-only",)), ("read-write", ())):
+        with places.tagfs("tagfs", store, work / "idle", *flags).started() as mounted:
+            assert mounted.pid is not None
+            _visit(mounted)
+            _settled_memory(mounted.pid)
+            # A worker thread that has nothing to do ends after ten seconds; what comes after that is what stays.
+            time.sleep(_WORKER_LIFE)
+            cpu, wakeups = cpu_of(mounted.pid), wakeups_of(mounted.pid)
+            time.sleep(seconds)
+            cores = (cpu_of(mounted.pid) - cpu) / seconds
+            woken = wakeups_since(mounted.pid, wakeups)
+        rows.append((how, f"{cores:.6f}", f"{woken}"))
+        results.rows += [
+            Row(f"idle-cpu/{how}", f"idle, {how}: processor", f"{cores:.6f} cores", "goal 0.001", cores / 0.001, 1.0,
+                noise=0.2),
+            Row(f"idle-wakeups/{how}", f"idle, {how}: wake-ups in {seconds:.0f} s", f"{woken}",
+                f"goal {seconds / 5:.0f}", woken / (seconds / 5), 1.0, noise=0.5),
+        ]  # fmt: skip
+    head = ("", "cores", f"wake-ups in {seconds:.0f} s")
+    results.tables.append(Table("An idle mount of 5,000 lists", head, tuple(rows)))
+
+
+def fresh_reads(work: Path, changes: int, results: Results) -> None:
+    """A list is renamed into place beneath a read-only mount; how long until the mount shows it."""
+    store = work / "beneath"
+    datasets.write(datasets.synthetic(FEW, 400), None, store)
+    took = []
+    with places.tagfs("tagfs", store, work / "beneath-mount", "--read-only").started() as mounted:
+        _visit(mounted)
+        for number in range(changes):
+            name = datasets.name_of(number % FEW)
+            plain = datasets.make_list(changes + number, 400)
+            _change_beneath(store, mounted, name, plain)
+            began = time.perf_counter()
+            _await_bytes(mounted.lists / name / LIST, plain)
+            took.append((time.perf_counter() - began) * 1000)
+    half, most = percentile(took, 50), percentile(took, 99)
+    results.rows += [
+        Row("fresh-read/p50", "rename beneath to fresh read, p50", f"{half:.2f} ms", "goal 1 ms", half, 1.0),
+        Row("fresh-read/p99", "rename beneath to fresh read, p99", f"{most:.1f} ms", "goal 20 ms", most / 20, 1.0),
+    ]
+    places.remove(store)
+
+
+def held_open(work: Path, results: Results) -> None:
+    """100 handles on versions of the 10 largest real lists, each version replaced while it is held."""
+    every = sorted(datasets.real().every(), key=lambda one: len(one[1]), reverse=True)[:10]
+    store = work / "held"
+    store.mkdir()
+    with places.tagfs("tagfs", store, work / "held-mount").started() as mounted:
+        assert mounted.pid is not None
+        for name, _ in every:
+            (mounted.lists / name).mkdir(parents=True)
+        held: list[int] = []
+        try:
+            forget_peak(mounted.pid)
+            for version in range(10):
+                for name, plain in every:
+                    shown = plain + b"held-%d\n" % version
+                    _change_through(store, mounted, name, shown)
+                    descriptor = os.open(mounted.lists / name / LIST, os.O_RDONLY)
+                    held.append(descriptor)
+                    if os.pread(descriptor, 1 << 22, 0) != shown:
+                        raise SystemExit(f"{name} does not read back as it was written")
+            peak = memory_of(mounted.pid, "VmHWM")
+            for number, descriptor in enumerate(held):
+                if not os.pread(descriptor, 1 << 22, 0).endswith(b"held-%d\n" % (number // len(every))):
+                    raise SystemExit("a handle shows another version than it was opened on")
+            read_again = memory_of(mounted.pid, "VmHWM")
+        finally:
+            for descriptor in held:
+                os.close(descriptor)
+    size = sum(len(plain) for _, plain in every) * 10 / 2**20
+    results.tables.append(
+        Table(
+            "Peak memory with 100 handles on versions of the 10 largest real lists, each replaced while it is held",
+            ("bytes held open, MiB", "peak RSS MiB", "after all are read again, MiB"),
+            ((f"{size:.1f}", f"{peak:.1f}", f"{read_again:.1f}"),),
+        )
+    )
+    results.rows.append(
+        Row("held-open", "peak RSS, 100 handles on replaced versions", _mib(read_again), "goal 60 MiB",
+            read_again / 60, 1.0)
+    )  # fmt: skip
+    places.remove(store)
+
+
+def _change_beneath(store: Path, mounted: Place, name: str, plain: bytes) -> None:
+    """As another program that writes into the store: a temporary file renamed over the list."""
+    directory = store / BASE / name
+    suffix = ZSTD.suffix if (directory / (LIST + ZSTD.suffix)).exists() else ""
+    scratch = directory / f"{LIST}123"
+    scratch.write_bytes(ZSTD.encode(plain) if suffix else plain)
+    scratch.rename(directory / (LIST + suffix))
+
+
+def _change_through(store: Path, mounted: Place, name: str, plain: bytes) -> None:
+    scratch = mounted.lists / name / f"{LIST}123"
+    scratch.write_bytes(plain)
+    scratch.rename(mounted.lists / name / LIST)
+
+
+def _await_bytes(path: Path, plain: bytes) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while path.read_bytes() != plain:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{path} is still the old list after {_PATIENCE:.0f} s")
+
+
+def _find(mounted: Place) -> None:
+    subprocess.run(("find", "."), cwd=mounted.lists, stdout=subprocess.PIPE, check=True)
+
+
+def _visit(mounted: Place) -> None:
+    """find and grep over every list."""
+    _find(mounted)
+    subprocess.run(("grep", "-rc", "alpine", "."), cwd=mounted.lists, stdout=subprocess.PIPE, check=False)
+
+
+def _settled_memory(pid: int) -> float:
+    """MiB resident once the daemon has been quiet for a while."""
+    before, quiet = cpu_of(pid), 0
+    deadline = time.monotonic() + _PATIENCE
+    while quiet < 8 and time.monotonic() < deadline:
+        time.sleep(0.25)
+        now = cpu_of(pid)
+        quiet = quiet + 1 if now - before < 0.002 else 0
+        before = now
+    return memory_of(pid)
+
+
+def _mib(value: float) -> str:
+    return f"{value:.1f} MiB"
