@@ -14,6 +14,7 @@ from time import time
 
 import trio
 
+from tagfs import taglist
 from tagfs.errors import ListCorrupt, ListMissing, RepositoryMissing, StoreWaiting
 from tagfs.names import RepositoryKey, is_namespace, is_repository
 from tagfs.store import Store
@@ -215,7 +216,7 @@ def measured(store: Store, key: RepositoryKey) -> Held | None:
         return Held(lists=1, stored_bytes=snapshot.version.stored_size, corrupt_lists=1)
     finally:
         snapshot.close()
-    return Held(1, content.count(b"\n"), len(content), stored)
+    return Held(1, taglist.count(content), len(content), stored)
 
 
 def _packed(held: Held) -> bytes:
