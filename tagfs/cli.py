@@ -53,6 +53,7 @@ ENDINGS = (
             errors.RepositoryMissing,
             errors.StagingFull,
             errors.TagListInvalid,
+            errors.TooManyListeners,
             errors.VersionGone,
         ),
     ),

@@ -34,6 +34,7 @@ ERRNOS: dict[type[errors.TagfsError], int] = {
     errors.CommitUncertain: errno.EIO,
     errors.StoreWaiting: errno.EAGAIN,
     errors.StoreRefused: errno.EIO,
+    errors.TooManyListeners: errno.EAGAIN,
 }
 """What a program is told of each error; one that is not here is EIO."""
 

@@ -218,3 +218,7 @@ class VersionExpired(ApiRefused):
 
 class ApiBusy(ApiRefused):
     """429 or 503: later."""
+
+
+class TooManyListeners(TagfsError):
+    """As many programs listen to the changes of a mount as it can tell."""

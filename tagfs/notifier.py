@@ -31,7 +31,7 @@ class Notifier:
     def __init__(self, forget_entry: Callable[[int, bytes], None], forget_attributes: Callable[[int], None]) -> None:
         self._forget_entry = forget_entry
         self._forget_attributes = forget_attributes
-        self._queue: queue.SimpleQueue[Invalidation | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Invalidation | Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self.sent = 0
 
@@ -47,6 +47,13 @@ class Notifier:
         for one in invalid:
             self._queue.put(one)
 
+    async def caught_up(self) -> None:
+        """Return when all that was given until now is sent; never, where this is closed meanwhile."""
+        if self._thread is not None:
+            reached, token = trio.Event(), trio.lowlevel.current_trio_token()
+            self._queue.put(lambda: token.run_sync_soon(reached.set))
+            await reached.wait()
+
     async def close(self) -> None:
         """Return when all that was given is sent.  The loop must still be answering the kernel."""
         if self._thread is not None:
@@ -56,6 +63,9 @@ class Notifier:
 
     def _work(self) -> None:
         while (one := self._queue.get()) is not None:
+            if not isinstance(one, Invalidation):
+                one()
+                continue
             try:
                 if one.name is None:
                     self._forget_attributes(one.id)

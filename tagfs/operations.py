@@ -163,7 +163,7 @@ class Operations(pyfuse3.Operations):
         entry = EntryAttributes()
         entry.st_ino = attributes.id
         entry.st_mode = attributes.mode
-        entry.st_uid = self._uid
+        entry.st_uid = self._uid if attributes.owner is None else attributes.owner
         entry.st_gid = self._gid
         entry.st_size = attributes.size
         entry.st_blocks = attributes.blocks

@@ -43,6 +43,8 @@ class Session:
         self.mounted: Mounted | None = None
         """Where the mount is, and which one it is; None where that is not known."""
         self.use = trio.CancelScope()
+        self.ending: Callable[[], None] = lambda: None
+        """Called when it has been asked to end, before it is unmounted."""
         self.was_terminated = False
 
     def mount(self) -> None:
@@ -117,6 +119,7 @@ class Session:
         log.info("%s: ending", self._settings.mountpoint)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._end_gently)
+        self.ending()
             async for _ in signals:
                 log.warning("%s: ending at once", self._settings.mountpoint)
                 await self.terminate()

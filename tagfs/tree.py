@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from tagfs import pipes
 from tagfs.compact import CompactInodes
 from tagfs.errors import (
     ListMissing,
@@ -20,8 +21,9 @@ from tagfs.errors import (
     VersionGone,
 )
 from tagfs.handles import DirectoryHandle, Handle, ReadHandle
-from tagfs.inodes import DirectoryNode, ListNode, Node, NodeTable, SentinelNode
+from tagfs.inodes import ROOT_ID, DirectoryNode, ListNode, Node, NodeTable, SentinelNode
 from tagfs.names import BASE, LIST, VERSION_SENTINEL, RepositoryKey, is_namespace, is_repository
+from tagfs.pipes import Pipes
 from tagfs.store import Snapshot, Store
 
 PRESENTED_VERSION = b"2\n"
@@ -51,6 +53,8 @@ class Attributes:
     ctime_ns: int = 0
     entry_timeout: float = 0.0
     attr_timeout: float = 0.0
+    owner: int | None = None
+    """The user it belongs to, where that is not the mount's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,8 @@ class Tree:
 
     def __init__(self, store: Store, view: View | None = None) -> None:
         self.store = store
+        self.pipes: Pipes | None = None
+        """What the mount shows as `.changes`; None: it does not."""
         self.inodes: NodeTable = CompactInodes()
         self._view = view or View()
         self._handles: dict[int, Handle] = {}
@@ -107,6 +113,8 @@ class Tree:
         Raises:
             ListMissing, RepositoryMissing: there is no such child.
         """
+        if parent == ROOT_ID and self.pipes is not None and name.startswith(pipes.NAME):
+            return self._pipe(self.pipes.lookup(name))
         node = self._child(self._directory(parent), name, pid)
         attributes = self._attributes(node, pid)
         self.inodes.remember(node)
@@ -115,13 +123,18 @@ class Tree:
     def forget(self, references: list[tuple[int, int]]) -> None:
         """Take back (node id, count) references."""
         for id_, count in references:
-            self.inodes.forget(id_, count)
+            if id_ >= pipes.FIRST_ID and self.pipes is not None:
+                self.pipes.forget(id_, count)
+            else:
+                self.inodes.forget(id_, count)
 
     def attributes(self, id_: int, pid: int = 0) -> Attributes:
+        if id_ >= pipes.FIRST_ID:
+            return self._pipe(id_)
         return self._attributes(self.inodes.get(id_), pid)
 
     def is_directory(self, id_: int) -> bool:
-        return isinstance(self.inodes.get(id_), DirectoryNode)
+        return id_ < pipes.FIRST_ID and isinstance(self.inodes.get(id_), DirectoryNode)
 
     def key_of(self, id_: int) -> RepositoryKey | None:
         """The key whose list a request for a node may concern."""
@@ -132,6 +145,11 @@ class Tree:
         if isinstance(node, DirectoryNode):
             return _key(node.path)
         return getattr(node, "key", None)
+
+    def _pipe(self, id_: int) -> Attributes:
+        # Nothing is kept of it: each lookup is another pipe.
+        owner = None if self.pipes is None else self.pipes.owner
+        return Attributes(id_, stat.S_IFIFO | _READERS | _OWNER_WRITES, owner=owner)
 
     def _directory(self, id_: int) -> DirectoryNode:
         node = self.inodes.get(id_)

@@ -179,7 +179,7 @@ class Writing(Tree):
 
     def lookup(self, parent: int, name: bytes, pid: int = 0) -> Attributes:
         attributes = super().lookup(parent, name, pid)
-        if self._late:
+        if self._late and not stat.S_ISFIFO(attributes.mode):
             node = self.inodes.get(attributes.id)
             if isinstance(node, ListNode) and node.version is not None:
                 self._keep_looked_up(node, pid)

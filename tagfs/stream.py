@@ -1,0 +1,339 @@
+"""Stream: who listens to `/.changes`, and what each is told.  Async.
+
+Owns: joining the pipes of listeners, the lines that wait for each, overflows; following only while somebody listens.
+Does not know: how changes are found, what a tree is.
+Invariant: a listener is told every line in order, or an `overflow` line in place of all that it was not told.
+"""
+
+import errno
+import logging
+import os
+import stat
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+
+import trio
+
+from tagfs.directory import DirectoryStore
+from tagfs.errors import StoreWaiting
+from tagfs.events import CHANGED, Lines
+from tagfs.following import Following, Mount, Told
+from tagfs.inodes import ROOT_ID
+from tagfs.names import BASE, LIST, RepositoryKey
+from tagfs.past import Past
+from tagfs.pipes import NAME, Pipes
+from tagfs.tree import Invalidation, Tree
+
+log = logging.getLogger(__name__)
+
+MOST_WAITING = 4 << 20
+"""Bytes of lines that wait for a slow listener, beside the 64 KiB in its pipe; what all wait for is kept once."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 1.0
+"""Seconds between two tries to join a pipe whose reader is not there yet; each is twice the one before."""
+
+_TRIES_OF_AN_OPEN = 4
+"""Tries after which a node was most likely only looked at, so that the kernel may forget it."""
+
+
+class Queue:
+    """The lines that wait for one listener.
+
+    Args:
+        overflow: makes the line that stands for a number of lost ones.
+        most: bytes that may wait.
+    """
+
+    def __init__(self, overflow: Callable[[int], bytes], most: int = MOST_WAITING) -> None:
+        self._overflow = overflow
+        self._most = most
+        self._lines: deque[bytes] = deque()
+        # INVARIANT: the bytes of all lines; `written` of those of the first one are written.
+        self._size = 0
+        self._written = 0
+        # INVARIANT: how many lines the last one stands for, which is an overflow; 0 where it is none.
+        self._lost = 0
+
+    def add(self, line: bytes) -> None:
+        """Let a line wait.  Where there is no room, all are lost that no byte is written of yet."""
+        is_begun = self._written > 0
+        if self._lost and not (is_begun and len(self._lines) == 1):
+            self._lines.pop()
+            self._lose(1)
+        elif self._lines and self._size + len(line) > self._most:
+            kept = [self._lines[0]] if is_begun else []
+            lost = len(self._lines) - len(kept)
+            self._lines = deque(kept)
+            self._lose(lost + 1)
+        else:
+            self._lines.append(line)
+            self._size += len(line)
+            self._lost = 0
+
+    def _lose(self, count: int) -> None:
+        self._lost += count
+        self._lines.append(self._overflow(self._lost))
+        self._size = sum(map(len, self._lines))
+
+    def first(self) -> memoryview | None:
+        """What is to be written next; None where nothing is."""
+        return memoryview(self._lines[0])[self._written :] if self._lines else None
+
+    def wrote(self, count: int) -> None:
+        """Take note that so many bytes of `first` were written."""
+        self._written += count
+        if self._written == len(self._lines[0]):
+            self._size -= len(self._lines.popleft())
+            self._written = 0
+            if not self._lines:
+                self._lost = 0
+
+
+class _Listener:
+    """A program that has a pipe open."""
+
+    def __init__(self, descriptor: int, overflow: Callable[[int], bytes]) -> None:
+        self.descriptor = descriptor
+        self.queue = Queue(overflow)
+        self._news = trio.Event()
+
+    def tell(self, line: bytes) -> None:
+        self.queue.add(line)
+        self._news.set()
+
+    async def serve(self) -> None:
+        """Write until the reader has gone."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write, nursery.cancel_scope)
+            # Nothing can be read from this end: what wakes is that nobody reads the other one any more.
+            await trio.lowlevel.wait_readable(self.descriptor)
+            nursery.cancel_scope.cancel()
+
+    async def _write(self, scope: trio.CancelScope) -> None:
+        while True:
+            part = self.queue.first()
+            if part is None:
+                await self._news.wait()
+                self._news = trio.Event()
+                continue
+            try:
+                self.queue.wrote(os.write(self.descriptor, part))
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self.descriptor)
+            except BrokenPipeError:
+                scope.cancel()
+                return
+
+    def close(self) -> None:
+        trio.lowlevel.notify_closing(self.descriptor)
+        os.close(self.descriptor)
+
+
+class Stream:
+    """Tells the listeners of one mount; `pipes` has the nodes that they open.
+
+    Args:
+        lines: makes what is told.
+        invalidate: tells the kernel to forget.
+        namespaces: the only ones that are told of, or None for all.
+    """
+
+    def __init__(
+        self, lines: Lines, invalidate: Callable[[Iterable[Invalidation]], None], namespaces: frozenset[str] | None
+    ) -> None:
+        self.pipes = Pipes(self._was_asked, os.geteuid())
+        self._lines = lines
+        self._invalidate = invalidate
+        self._namespaces = namespaces
+        self._point: str | None = None
+        self._nursery: trio.Nursery | None = None
+        self._shown: tuple[DirectoryStore, Mount] | None = None
+        self._past = Past()
+        self._is_ready = False
+        """Whether everything is told."""
+        # INVARIANT: whether `past` is what all listeners were told.
+        self._was_ready = False
+        self._unwatched = 0
+        self._listeners: set[_Listener] = set()
+        self._news = trio.Event()
+        self._is_following = trio.Lock()
+        self._following = trio.CancelScope()
+
+    # -- the mount's side
+
+    async def run(self, point: str) -> None:
+        """Serve listeners at the mount point `point` until cancelled, or `close`."""
+        self._point = point
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                while True:
+                    await self._follow()
+                    await self._news.wait()
+                    self._news = trio.Event()
+            finally:
+                self._nursery = None
+
+    def show(self, store: DirectoryStore, mount: Mount) -> None:
+        """There is a store to tell of."""
+        self._shown = store, mount
+        self._news.set()
+
+    async def hide(self, reason: str) -> None:
+        """Return when the store is not used any more."""
+        self._shown = None
+        self._following.cancel()
+        async with self._is_following:
+            self._tell([self._lines.waiting(reason)])
+
+    def close(self) -> None:
+        """Let every listener come to the end of its file, so that it may let go of the mount."""
+        self._shown = None
+        self._following.cancel()
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+        self._nursery = None
+
+    # -- following
+
+    async def _follow(self) -> None:
+        """Follow the store until nobody listens, or it is hidden."""
+        async with self._is_following:
+            if self._shown is None or not self._listeners:
+                return
+            store, mount = self._shown
+            if not self._was_ready:
+                self._past = Past()
+            with trio.CancelScope() as self._following:
+                following = Following(
+                    store,
+                    self._past,
+                    self._tell_differences,
+                    self._become_ready,
+                    is_resumed=self._was_ready,
+                    namespaces=self._namespaces,
+                    mount=mount,
+                )
+                try:
+                    await following.run()
+                except StoreWaiting:
+                    pass  # Told by whoever watches the store for the mount, who then hides it.
+                except OSError as error:
+                    log.error("changes cannot be told any more: %s", error)
+                    self._tell([self._lines.waiting(str(error))])
+                self._is_ready = False
+                await trio.sleep_forever()
+            self._is_ready = False
+        if not self._listeners:
+            self._past, self._was_ready = Past(), False
+
+    def _become_ready(self, unwatched: int) -> None:
+        self._is_ready = self._was_ready = True
+        self._unwatched = unwatched
+        self._tell([self._ready_line()])
+
+    def _ready_line(self) -> bytes:
+        return self._lines.ready(len(self._past), self._unwatched)
+
+    def _tell_differences(self, told: Told) -> None:
+        self._tell(self._lines.of_list(key, difference) for key, difference in told)
+
+    def _tell(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
+            for listener in self._listeners:
+                listener.tell(line)
+
+    # -- listeners
+
+    def _was_asked(self, id_: int) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(self._join, id_)
+
+    async def _join(self, id_: int) -> None:
+        """Open the other end of a pipe, as soon as a program has opened it, and serve it."""
+        descriptor = await self._opened(id_)
+        if descriptor is None:
+            return
+        listener = _Listener(descriptor, self._lines.overflow)
+        self._listeners.add(listener)
+        self._news.set()
+        try:
+            if self._is_ready:
+                listener.tell(self._ready_line())
+            await listener.serve()
+        finally:
+            self._listeners.discard(listener)
+            listener.close()
+            self._invalidate([Invalidation(ROOT_ID, NAME)])
+            if not self._listeners:
+                self._following.cancel()
+
+    async def _opened(self, id_: int) -> int | None:
+        """The descriptor of a pipe; None when the kernel has forgotten it, because nobody opened it."""
+        pause = _FIRST_PAUSE
+        tries = 0
+        while (name := self.pipes.name(id_)) is not None:
+            path = os.path.join(os.fsencode(self._point or ""), name)
+            # Abandoned where the mount ends: the kernel then answers it without us.
+            descriptor = await trio.to_thread.run_sync(_open, path, id_, abandon_on_cancel=True)
+            # The kernel would keep the name, and with it the node.
+            tries += 1
+            self._invalidate([Invalidation(ROOT_ID, name)])
+            if descriptor is not None:
+                return descriptor
+            if tries >= _TRIES_OF_AN_OPEN:
+                self._invalidate([Invalidation(ROOT_ID, NAME)])
+            await trio.sleep(pause)
+            pause = min(_LONGEST_PAUSE, pause * 2)
+        return None
+
+
+def mount_of(
+    tree: Tree,
+    quiet: Callable[[RepositoryKey], Awaitable[None]],
+    send: Callable[[Iterable[Invalidation]], None],
+    sent: Callable[[], Awaitable[None]],
+) -> Mount:
+    """What following a store has to wait for, so that whoever is told of a list then reads no older one in the mount.
+
+    Args:
+        quiet: returns when the commits of a list have settled.
+        send: tells the kernel to forget.
+        sent: returns when it has been told.
+    """
+    if tree.is_writable:
+        return Mount(quiet=quiet)
+
+    async def forget(told: Told) -> None:
+        for key, difference in told:
+            send(tree.changed((key.namespace, key.name), LIST))
+            if difference.type != CHANGED:
+                send(_names(tree, key))
+        await sent()
+
+    return Mount(forget=forget)
+
+
+def _names(tree: Tree, key: RepositoryKey) -> Iterable[Invalidation]:
+    """The names above a list, of which the kernel may keep that they are, or are not, there."""
+    for above, name in (((BASE,), key.namespace), ((BASE, key.namespace), key.name)):
+        directory = tree.inodes.known_directory(above)
+        if directory is not None:
+            yield Invalidation(directory.id, name.encode())
+
+
+def _open(path: bytes, id_: int) -> int | None:
+    """Open a pipe for writing; None where nobody reads it yet."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno not in (errno.ENXIO, errno.ENOENT, errno.EAGAIN):
+            log.warning("a listener cannot be told: %s", error)
+        return None
+    with suppress(OSError):
+        status = os.fstat(descriptor)
+        if stat.S_ISFIFO(status.st_mode) and status.st_ino == id_:
+            return descriptor
+    os.close(descriptor)
+    return None
