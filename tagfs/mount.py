@@ -113,9 +113,9 @@ class _Mount:
             self._commits = Commits(nursery)
             uid = os.getuid() if settings.uid is None else settings.uid
             gid = os.getgid() if settings.gid is None else settings.gid
-            self._stream = Stream(Lines(settings.store), self._session.send, settings.namespaces)
             self._operations = Operations(uid, gid, self._commits, not settings.read_only)
             self._session = Session(settings, self._operations, lambda: self._commits.depth > 0)
+            self._stream = Stream(Lines(settings.store), self._session.send, settings.namespaces)
             try:
                 self._monitoring = self._monitored()
                 if self._monitoring is not None:
@@ -125,12 +125,12 @@ class _Mount:
                 failure.append(error)
                 return
             if waiting is not None:
+                self._operations.waiting = waiting
+                self._announce(f"{settings.mountpoint} is mounted and waits for its store: {waiting}")
             if self._session.mounted is not None:
                 # Where it is not known, this daemon cannot reach the pipes of those who listen.
                 nursery.start_soon(self._stream.run, self._session.mounted.point)
                 self._session.ending = self._stream.close
-                self._operations.waiting = waiting
-                self._announce(f"{settings.mountpoint} is mounted and waits for its store: {waiting}")
             nursery.start_soon(self._session.end_on_signal, signals)
             nursery.start_soon(self._sweep_on_signal)
             nursery.start_soon(self._follow, opened, failure)
@@ -235,12 +235,12 @@ class _Mount:
         elif settings.read_only:
             self._operations.tree = Tree(store, View(settings.namespaces, keeps=LOOKED_UP))
         else:
+            self._operations.tree = WritableTree(store, settings.list_limit, View(settings.namespaces))
+        self._operations.tree.watch(opened.changes.cover if settings.read_only else None)
         if self._session.mounted is not None:
             tree, session = self._operations.tree, self._session
             tree.pipes = self._stream.pipes
             self._stream.show(store, mount_of(tree, self._commits.quiet, session.send, session.notifier.caught_up))
-            self._operations.tree = WritableTree(store, settings.list_limit, View(settings.namespaces))
-        self._operations.tree.watch(opened.changes.cover if settings.read_only else None)
         self._operations.waiting = None
         self._was_shown = True
         how = "read-only" if settings.read_only else f"read-write, {_told(store.policy)}"
@@ -250,9 +250,9 @@ class _Mount:
         tree = self._operations.tree
         assert tree is not None
         self._operations.waiting = waiting
-        await self._stream.hide(waiting)
         self._session.send(tree.everything())
         opened.changes.close()
+        await self._stream.hide(waiting)
         await self._commits.drain()
         opened.store.close()
 

@@ -116,10 +116,10 @@ class Session:
     async def end_on_signal(self, signals: AsyncIterator[int]) -> None:
         """End it at the first signal, and at once at the second."""
         await anext(signals)
+        self.ending()
         log.info("%s: ending", self._settings.mountpoint)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._end_gently)
-        self.ending()
             async for _ in signals:
                 log.warning("%s: ending at once", self._settings.mountpoint)
                 await self.terminate()
