@@ -8,6 +8,7 @@ import hashlib
 import os
 import statistics
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ T = TypeVar("T")
 
 _TRACING = Path("/sys/kernel/tracing")
 _INSTANCE = "tagfs-bench"
+
+_PATIENCE = 300.0
+"""Seconds after which a program that hangs is ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,10 @@ def run(command: Sequence[str], directory: Path, output: Path, codes: tuple[int,
     with output.open("wb") as stream, Path(f"{output}.errors").open("w+b") as errors:
         clock = time.perf_counter()
         child = subprocess.Popen(command, cwd=directory, stdin=subprocess.DEVNULL, stdout=stream, stderr=errors)
+        watch = threading.Timer(_PATIENCE, child.kill)
+        watch.start()
         _, status, usage = os.wait4(child.pid, 0)
+        watch.cancel()
         wall = time.perf_counter() - clock
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode not in codes:
@@ -57,7 +64,7 @@ def digest_of_lines(path: Path, normal: Callable[[bytes], bytes | None] = lambda
 
 
 def cpu_of(pid: int) -> float:
-    """CPU seconds of a process so far, of all the threads that it ever had: its CPU-time clock, clock_getcpuclockid(3)."""
+    """CPU seconds of all threads that a process has and had, from its CPU-time clock: clock_getcpuclockid(3)."""
     return time.clock_gettime(~pid << 3 | 2)
 
 
