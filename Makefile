@@ -1,12 +1,12 @@
 # Everything that is done often, each with one command that works alone right after a clone.
 #
 # VENV=DIR puts the virtual environment elsewhere; PYTHON=/path/to/python3 chooses the interpreter.
-# ARGS="..." goes to pytest, or to the demo: make test ARGS="-k sentinel -x"
+# ARGS="..." goes to pytest, to the demo or to the benchmark: make test ARGS="-k sentinel -x"
 
 .SUFFIXES:
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-test demo test test-fast test-kubernetes test-container check format-check lint types format lock dist clean
+.PHONY: help setup setup-test demo test test-fast test-kubernetes test-container check format-check lint types format lock dist bench bench-full clean
 
 VENV ?= .venv
 ARGS =
@@ -57,6 +57,12 @@ lock: ## Pin the newest versions that pyproject.toml allows into requirements*.t
 
 dist: setup ## Build the wheel and the source archive into dist/
 	"$(VENV)/bin/hatchling" build
+
+bench: setup ## Measure tagfs beside its peers, which are built once; write docs/benchmarks.md: ten minutes
+	@"$(VENV)/bin/python" -m bench $(ARGS)
+
+bench-full: setup ## The same with every data set, more rounds and the longest curves: most of an hour
+	@"$(VENV)/bin/python" -m bench --full $(ARGS)
 
 clean: ## Remove what the other targets made
 	rm -rf "$(VENV)" dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
