@@ -10,6 +10,7 @@ from threading import Event, Thread
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
+from tagfs.names import RepositoryKey
 from tests.support.daemon import PATIENCE, Daemon
 from tests.support.fake_api import FakeCluster, fake_cluster
 
@@ -83,6 +84,9 @@ class ClusterThread:
     def __exit__(self, *exc: object) -> None:
         trio.from_thread.run_sync(self._over.set, trio_token=self._token)
         self._thread.join(PATIENCE)
+
+    def create(self, *keys: RepositoryKey) -> None:
+        trio.from_thread.run(self.cluster.create, keys, trio_token=self._token)
 
     def stop(self) -> None:
         """The API server goes."""
