@@ -63,7 +63,7 @@ def measure(data: DataSet, work: Path, rounds: int, results: Results) -> None:
     sides = _sides(plain, store, work, results)
     output = work / "output"
     try:
-        sides = _same_bytes(sides, programs, output, results)
+        sides = same_bytes(sides, programs, output, results)
         fresh = _fresh(sides, programs, output, rounds, counter)
         warm = _warm(sides, programs, output, rounds, counter)
     finally:
@@ -119,7 +119,7 @@ def _squashfs(plain: Path, image: Path, work: Path) -> Place:
     return places.squashfs(image, work / "squashfs")
 
 
-def _same_bytes(sides: list[Place], programs: list[Program], output: Path, results: Results) -> list[Place]:
+def same_bytes(sides: list[Place], programs: list[Program], output: Path, results: Results) -> list[Place]:
     """The sides on which every program says what it says on plain files; the others are told as missing."""
     expected: dict[str, str] = {}
     good = []

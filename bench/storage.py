@@ -80,7 +80,7 @@ def measure(data: DataSet, work: Path, rounds: int, results: Results) -> float:
     if not plain.exists():
         datasets.write(data, plain, None)
     every = sides(results)
-    every = _same_bytes(every, plain / BASE, work, results)
+    every = same_bytes(every, plain / BASE, work, results)
     samples = alternated({side.name: partial(_sample, side, plain / BASE, work) for side in every}, rounds)
     _tell(data, every, samples, results)
     return median(sample.set_cpu for sample in samples[DURABLE]) / data.lists
@@ -110,7 +110,7 @@ def _run(side: Side, what: str, source: Path, store: Path) -> dict[str, float]:
     return answer
 
 
-def _same_bytes(every: list[Side], source: Path, work: Path, results: Results) -> list[Side]:
+def same_bytes(every: list[Side], source: Path, work: Path, results: Results) -> list[Side]:
     """The sides that give back what tagfs gives back; the others are told as missing."""
     good = []
     expected: object = None

@@ -1,0 +1,205 @@
+"""The benchmark measures what it says: data sets, accounting, the check of bytes, record, charts and page."""
+
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from bench import charts, datasets, measure, page, places, reads, record, storage, writes
+from bench.results import Chart, Results, Row, Table
+from tagfs import taglist
+from tagfs.codec import ZSTD
+from tests.conftest import MakeDaemon
+
+PROJECT = Path(__file__).parent.parent
+
+
+def row(ratio: float, goal: float = 1.0, noise: float = 0.0) -> Row:
+    return Row("group/what", "what", "2 ms", "peer 1 ms", ratio, goal, noise)
+
+
+@pytest.mark.parametrize("tags", [0, 1, 10, 400])
+def test_a_made_list_is_valid_sorted_and_as_long_as_asked_for(tags: int) -> None:
+    for number in range(9):
+        plain = datasets.make_list(number, tags)
+        taglist.validate(plain)
+        lines = plain.splitlines()
+        assert len(set(lines)) == len(lines) == tags and lines == sorted(lines)
+        assert plain == datasets.make_list(number, tags)
+
+
+def test_made_lists_compress_no_better_than_real_ones() -> None:
+    made = [datasets.make_list(number, 1000) for number in range(12)]
+    real = [plain for _, plain in datasets.real().every()]
+    gain = [sum(map(len, lists)) / sum(len(ZSTD.encode(plain)) for plain in lists) for lists in (made, real)]
+    assert 2 < gain[0] < gain[1]
+
+
+@pytest.mark.mount
+def test_a_data_set_is_the_same_as_files_and_as_a_store(tmp_path: Path, daemons: MakeDaemon) -> None:
+    data = datasets.synthetic(7, 500)
+    datasets.write(data, tmp_path / "plain", tmp_path / "store")
+    mounted = daemons("--read-only", store=tmp_path / "store")
+    for name, plain in data.every():
+        assert (tmp_path / "plain" / "imagerepository" / name / "tags.txt").read_bytes() == plain
+        assert (mounted.point / "imagerepository" / name / "tags.txt").read_bytes() == plain
+
+
+def test_sides_take_turns_at_going_first() -> None:
+    order: list[str] = []
+    sides = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    measure.alternated(sides, 3)
+    assert order == list("abcbcacab")
+
+
+def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
+    assert measure.median_ratio([1, 10, 6], [2, 10, 1]) == 1
+
+
+def test_a_program_costs_what_the_kernel_says(tmp_path: Path) -> None:
+    cost = measure.run([sys.executable, "-c", "sum(range(10**7)); print('done')"], tmp_path, tmp_path / "output")
+    assert (tmp_path / "output").read_text() == "done\n"
+    assert 0 < cost.cpu <= cost.wall * 1.5
+
+
+def test_a_program_that_fails_is_no_measurement(tmp_path: Path) -> None:
+    with pytest.raises(measure.ProgramFailed, match="no such thing"):
+        measure.run(["sh", "-c", "echo no such thing >&2; exit 3"], tmp_path, tmp_path / "output", (0, 1))
+
+
+def test_what_a_process_costs_is_read_while_it_runs() -> None:
+    cpu, woken = measure.cpu_of(os.getpid()), measure.wakeups_of(os.getpid())
+    sum(range(10**6))
+    assert measure.cpu_of(os.getpid()) > cpu
+    assert measure.wakeups_since(os.getpid(), woken) >= 0
+    assert measure.memory_of(os.getpid()) <= measure.memory_of(os.getpid(), "VmHWM")
+
+
+@pytest.mark.mount
+def test_requests_to_a_daemon_are_counted(tmp_path: Path, daemons: MakeDaemon) -> None:
+    counter = measure.RequestCounter()
+    if not counter.is_there:
+        pytest.skip("counting needs root and the kernel's trace event")
+    store = tmp_path / "store"
+    datasets.write(datasets.synthetic(20, 10), None, store)
+    try:
+        mounted = daemons("--read-only", store=store)
+        counter.start(mounted.point)
+        subprocess.run(["find", str(mounted.point)], stdout=subprocess.DEVNULL, check=True)
+        first = counter.stop()
+        counter.start(mounted.point)
+        nothing = counter.stop()
+    finally:
+        counter.close()
+    assert first is not None and first >= 20
+    assert nothing == 0
+
+
+def test_a_place_that_shows_other_bytes_is_left_out_and_told(tmp_path: Path) -> None:
+    data = datasets.synthetic(3, 20)
+    made = []
+    for name in ("right", "wrong"):
+        datasets.write(data, tmp_path / name, None)
+        made.append(places.PlainFiles(name, tmp_path / name))
+    changed = made[1].lists / datasets.name_of(1) / "tags.txt"
+    changed.write_bytes(changed.read_bytes().replace(b"-", b"_", 1))
+    names = tmp_path / "names"
+    names.write_text("\n".join(f"./{name}/tags.txt" for name, _ in data.every()))
+    program = reads.Program("cat of all", ("xargs", "-a", str(names), "cat"))
+    results = Results()
+    assert reads.same_bytes(list(made), [program], tmp_path / "output", results) == [made[0]]
+    assert "cat of all" in results.missing["wrong"]
+
+
+def test_every_storage_in_this_process_gives_back_the_same_bytes(tmp_path: Path) -> None:
+    datasets.write(datasets.synthetic(6, 300), tmp_path / "plain", None)
+    digests = set()
+    for side in ("tagfs", "tagfs-durable", "sqlite", "sqlite-durable", "sqlite-grouped"):
+        (tmp_path / side).mkdir()
+        answer = {}
+        for work in ("set", "digest"):
+            words = [side, work, tmp_path / "plain" / "imagerepository", tmp_path / side]
+            done = subprocess.run(
+                [sys.executable, "-m", "bench.peers.inprocess", *map(str, words)],
+                capture_output=True,
+                check=True,
+                cwd=PROJECT,
+            )
+            answer = json.loads(done.stdout)
+            assert answer["cpu_s"] > 0 and answer["peak_kib"] > 1000
+        digests.add(answer["digest"])
+    assert len(digests) == 1
+
+
+def test_a_storage_that_loses_a_list_is_left_out_and_told(tmp_path: Path) -> None:
+    datasets.write(datasets.synthetic(3, 20), tmp_path / "plain", None)
+
+    def side(name: str, digest: str) -> storage.Side:
+        return storage.Side(name, lambda *_: ["echo", json.dumps({"digest": digest})], is_durable=False)
+
+    results = Results()
+    both = [side("right", "one"), side("wrong", "another")]
+    assert storage.same_bytes(both, tmp_path / "plain", tmp_path, results) == both[:1]
+    assert "does not give back" in results.missing["wrong"]
+
+
+def test_clients_replace_every_list_and_readers_see_them(tmp_path: Path) -> None:
+    data = datasets.synthetic(5, 30)
+    datasets.write(data, tmp_path / "plain", None)
+    source, target = tmp_path / "plain" / "imagerepository", tmp_path / "target"
+    target.mkdir()
+    assert writes.clients("write", "2", target, "--source", source, "--sync")["lists"] == 5
+    for name, plain in data.every():
+        assert [path.read_bytes() for path in (target / name).iterdir()] == [plain]
+    assert writes.clients("read", "2", target, "--seconds", "0.1")["lists"] > 0
+
+
+def test_a_ratio_is_worse_where_the_record_and_the_noise_say_so() -> None:
+    recorded = {"group/what": 0.5}
+    assert record.worse([row(0.7)], recorded) == []
+    assert len(record.worse([row(0.8)], recorded)) == 1
+    assert record.worse([row(0.8, noise=0.6)], recorded) == []
+    assert record.worse([row(9.0)], {}) == []
+
+
+def test_a_record_keeps_what_a_short_run_did_not_measure(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text('{"group/what": 3.0, "other": 1.0}')
+    record.save([row(2.0)], path)
+    assert record.load(path) == {"group/what": 2.0, "other": 1.0}
+
+
+BARS = Chart("Bars", "grep <all>", "", "ms", {"ext4": ((0, 2.0),), "tagfs": ((0, 1.0),)})
+CURVES = Chart(
+    "Curves", "by lists", "lists", "s", {"find": ((100, 0.1), (1000, 1.0)), "start": ((100, 0.2), (1000, 0.2))}
+)
+
+
+@pytest.mark.parametrize("chart", [BARS, CURVES], ids=["bars", "curves"])
+def test_a_chart_is_well_formed_and_light_or_dark(chart: Chart) -> None:
+    drawn = charts.draw(chart)
+    texts = [element.text for element in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
+    assert chart.title in texts and set(chart.points) <= set(texts)
+    assert "prefers-color-scheme: dark" in drawn
+
+
+def test_the_own_bar_is_marked_and_longest_where_it_is_slowest() -> None:
+    drawn = ElementTree.fromstring(charts.draw(BARS)).iter("{http://www.w3.org/2000/svg}rect")
+    widths = {bar.get("class"): float(bar.get("width", "0")) for bar in drawn}
+    assert widths["bar"] == pytest.approx(2 * widths["own"], rel=0.01)
+
+
+def test_the_page_says_what_was_missed_and_what_was_not_measured(tmp_path: Path) -> None:
+    results = Results([row(2.0), row(0.5)], [Table("Times", ("a",), (("1|2",),), "A note.")], [BARS])
+    results.missing["peer"] = "no such program"
+    document = tmp_path / "docs" / "benchmarks.md"
+    document.parent.mkdir()
+    page.write(results, "make bench", tmp_path, document, ["slower now"])
+    text = document.read_text()
+    assert "| what | 2 ms | peer 1 ms | 2.00 | ≤ 1 | miss |" in text
+    assert "- peer: no such program" in text and "- slower now" in text and "1\\|2" in text
+    assert (document.parent / "charts" / "bars.svg").exists()
