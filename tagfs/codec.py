@@ -41,7 +41,7 @@ class Undecodable(ValueError):
     """Stored bytes that do not decode to what they promise; the sentence says why."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Codec:
     """One way to store a list.
 

@@ -7,7 +7,7 @@ Does not know: what is in a list.
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 
 from tagfs import sentinel, variants
 from tagfs.disk import Disk
@@ -122,39 +122,33 @@ class Directories(Store):
         finally:
             self.disk.close(directory)
 
-    @contextmanager
-    def opened(self, *path: str) -> Iterator[int]:
+    def opened(self, *path: str) -> "_Opened":
         """The descriptor of a directory below BASE, reached without following a link; RepositoryMissing."""
-        directory = self._require_open()
+        return _Opened(self, path)
+
+    def _open(self, path: tuple[str, ...]) -> int:
+        root = self._require_open()
         if all(map(is_repository, path)):
             try:
-                directory = self.disk.open_below(self.root, "/".join((BASE, *path)))
+                return self.disk.open_below(root, "/".join((BASE, *path)))
             except OSError:
                 pass  # name by name it is told why
-            else:
-                try:
-                    yield directory
-                finally:
+        directory = root
+        for name in (BASE, *path):
+            try:
+                if name != BASE and not is_repository(name):
+                    raise FileNotFoundError
+                inner = self.disk.open_dir(directory, name)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                self._require_current()
+                if directory == root and isinstance(error, NotADirectoryError):
+                    raise StoreRefused(f"{BASE} in the store is no directory, and a link is not followed") from None
+                raise RepositoryMissing(f"{'/'.join((BASE, *path))} is not in the store") from None
+            finally:
+                if directory != root:
                     self.disk.close(directory)
-                return
-        try:
-            for name in (BASE, *path):
-                try:
-                    if name != BASE and not is_repository(name):
-                        raise FileNotFoundError
-                    inner = self.disk.open_dir(directory, name)
-                except (FileNotFoundError, NotADirectoryError) as error:
-                    self._require_current()
-                    if directory == self.root and isinstance(error, NotADirectoryError):
-                        raise StoreRefused(f"{BASE} in the store is no directory, and a link is not followed") from None
-                    raise RepositoryMissing(f"{'/'.join((BASE, *path))} is not in the store") from None
-                above, directory = directory, inner
-                if above != self.root:
-                    self.disk.close(above)
-            yield directory
-        finally:
-            if directory != self.root:
-                self.disk.close(directory)
+            directory = inner
+        return directory
 
     def _make_dir(self, directory: int, name: str, path: tuple[str, ...]) -> None:
         try:
@@ -205,4 +199,21 @@ class Directories(Store):
 def _not_empty(error: OSError, path: str) -> Exception:
     if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
         return DirectoryNotEmpty(f"{path} is not empty")
+class _Opened:
+    """A directory that is open within a `with`."""
+
+    __slots__ = ("_descriptor", "_directories", "_path")
+
+    def __init__(self, directories: Directories, path: tuple[str, ...]) -> None:
+        self._directories = directories
+        self._path = path
+
+    def __enter__(self) -> int:
+        self._descriptor = self._directories._open(self._path)
+        return self._descriptor
+
+    def __exit__(self, *exc: object) -> None:
+        self._directories.disk.close(self._descriptor)
+
+
     return error

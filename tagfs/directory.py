@@ -48,12 +48,12 @@ class DirectoryStore(Directories):
         snapshot.close()
         return snapshot.version
 
-    def open(self, key: RepositoryKey) -> Snapshot:
+    def open(self, key: RepositoryKey, ahead: int = 0) -> Snapshot:
         for _ in range(_LOOKS):
             with self.opened(key.namespace, key.name) as directory:
                 for variant in self._variants(directory)[:1]:
                     with suppress(FileNotFoundError):
-                        return self._pin(directory, key, variant)
+                        return self._pin(directory, key, variant, ahead)
         self._require_current()
         raise ListMissing(f"{key} has no list")
 
@@ -78,8 +78,20 @@ class DirectoryStore(Directories):
         except (FileNotFoundError, ListCorrupt, RepositoryMissing):
             return False
 
-    def _pin(self, directory: int, key: RepositoryKey, variant: Variant) -> PinnedFile:
-        return PinnedFile(self.disk, directory, variant, f"{key.directory}/{variant.name}", self.policy.list_limit)
+    def _only_variant(self, directory: int, key: RepositoryKey, plain: bytes) -> Version | None:
+        """The version of the only variant, where it is `plain` and stored as that would be now."""
+        found = self._variants(directory)
+        if len(found) != 1 or found[0].codec is not self.policy.codec_for(len(plain)):
+            return None
+        pinned = self._pin(directory, key, found[0])
+        try:
+            return pinned.version if pinned.version.size == len(plain) and pinned.content() == plain else None
+        finally:
+            pinned.close()
+
+    def _pin(self, directory: int, key: RepositoryKey, variant: Variant, ahead: int = 0) -> PinnedFile:
+        path = f"{key.directory}/{variant.name}"
+        return PinnedFile(self.disk, directory, variant, path, self.policy.list_limit, ahead)
 
     # -- writing
 

@@ -93,7 +93,7 @@ class MemoryStore(Store):
     def examine(self, key: RepositoryKey) -> Version:
         return self._current(key).version
 
-    def open(self, key: RepositoryKey) -> Snapshot:
+    def open(self, key: RepositoryKey, ahead: int = 0) -> Snapshot:
         return _Pinned(self._current(key))
 
     def stage(self, key: RepositoryKey, plain: bytes) -> Stage:

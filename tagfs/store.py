@@ -21,7 +21,7 @@ class Version:
 
     `size` is of the plain bytes, as the stored header promises; `stored_size` of the stored ones; `blocks` are the
     512-byte blocks they take.  `identity` differs between two versions of a list.  Where the variant cannot be read,
-    `fault` says why, and `size` is the stored size.
+    `fault` says why, and `size` is the stored size, at least 1.
     """
 
     codec: Codec
@@ -58,6 +58,9 @@ class Snapshot(ABC):
         """
 
     @abstractmethod
+    def unload(self) -> None:
+        """Let go of stored bytes that were read ahead."""
+
     def close(self) -> None:
         """Let go of what pins the version; closing twice is no error."""
 
@@ -116,8 +119,9 @@ class Store(ABC):
         """The current version of a list; ListMissing where there is none."""
 
     @abstractmethod
-    def open(self, key: RepositoryKey) -> Snapshot:
-        """Pin the current version of a list; ListMissing where there is none."""
+    def open(self, key: RepositoryKey, ahead: int = 0) -> Snapshot:
+        """Pin the current version of a list, and read its stored bytes at once where they are at most `ahead`;
+        ListMissing where there is none."""
 
     @abstractmethod
     def stage(self, key: RepositoryKey, plain: bytes) -> Stage:

@@ -88,41 +88,53 @@ class PinnedFile(Snapshot):
     Args:
         path: the variant's path, for messages.
         list_limit: plain bytes, at most.
+        ahead: stored bytes, at most, that are read at once with the header and kept for the first reader.
     """
 
-    __slots__ = ("_content", "_disk", "_file", "_first_mtime_ns", "_limit", "_path", "version")
+    __slots__ = ("_ahead", "_content", "_disk", "_file", "_first_mtime_ns", "_limit", "_path", "version")
 
-    def __init__(self, disk: Disk, directory: int, variant: Variant, path: str, list_limit: int) -> None:
+    def __init__(
+        self, disk: Disk, directory: int, variant: Variant, path: str, list_limit: int, ahead: int = 0
+    ) -> None:
         """FileNotFoundError where the variant is gone, OSError where nothing can be opened now; any other fault is
         told by the version."""
         self._disk = disk
         self._path = path
         self._limit = list_limit
         self._content: bytes | None = None
+        self._ahead: bytes | None = None
         self._file: int | None = None
         self._first_mtime_ns: int | None = None
         status, fault = variant.status, None
         try:
             self._file = disk.open_file(directory, variant.name)
             status = disk.stat_open(self._file)
-            size = self._promised_size(variant.codec, status)
+            size = self._promised_size(variant.codec, status, ahead)
         except FileNotFoundError:
             raise
         except (Undecodable, OSError) as error:
             if self._file is None and isinstance(error, OSError) and error.errno in _NOT_OF_THE_FILE:
                 raise
-            fault, size = _reason(error), status.st_size
+            # Nobody asks for bytes that are not there by their size: it must not look like an empty list.
+            fault, size = _reason(error), max(1, status.st_size)
         self.version = version_of(variant.codec, size, status, fault)
 
-    def _promised_size(self, codec: Codec, status: FileStatus) -> int:
+    def _promised_size(self, codec: Codec, status: FileStatus, ahead: int) -> int:
         assert self._file is not None
         if not stat.S_ISREG(status.st_mode):
             raise Undecodable("no regular file")
         size = status.st_size
+        if size <= ahead:
+            self._ahead = self._disk.read(self._file, size)
         if codec is not PLAIN:
-            header = self._disk.read(self._file, HEADER_SIZE)
-            trailer = self._disk.read(self._file, TRAILER_SIZE, max(0, status.st_size - TRAILER_SIZE))
+            if self._ahead is not None:
+                header, trailer = self._ahead[:HEADER_SIZE], self._ahead[-TRAILER_SIZE:]
+            else:
+                header = self._disk.read(self._file, HEADER_SIZE)
+                trailer = self._disk.read(self._file, TRAILER_SIZE, max(0, size - TRAILER_SIZE))
             size = codec.plain_size(header, trailer, status.st_size)
+            if size == 0 and codec.decode(self._disk.read(self._file, status.st_size), self._limit):
+                raise Undecodable("promises nothing and holds something")
         if size > self._limit:
             raise Undecodable(f"promises {size} bytes, --max-list-size allows {self._limit}")
         if status.st_size > most_stored(self._limit):
@@ -150,7 +162,10 @@ class PinnedFile(Snapshot):
         if self.version.fault is not None or self._file is None:
             raise ListCorrupt(self._path, self.version.fault or "read after it was closed")
         try:
-            stored = self._disk.read(self._file, self.version.stored_size)
+            stored = self._ahead
+            if stored is None:
+                stored = self._disk.read(self._file, self.version.stored_size)
+            self._ahead = None
             content = self.version.codec.decode(stored, self._limit)
         except Undecodable as error:
             raise ListCorrupt(self._path, str(error)) from error
@@ -158,7 +173,11 @@ class PinnedFile(Snapshot):
             raise ListCorrupt(self._path, f"promises {self.version.size} bytes, holds {len(content)}")
         return content
 
+    def unload(self) -> None:
+        self._ahead = None
+
     def close(self) -> None:
+        self._ahead = None
         if self._file is not None:
             self._disk.close(self._file)
             self._file = None

@@ -1,0 +1,247 @@
+"""Direct: a read-only mount's requests, answered straight on /dev/fuse.  Async.
+
+Owns: reading requests, answering them from the tree, counting them, the notifications.
+Does not know: how the device was mounted, codecs, the disk.
+
+Most of the time the kernel answers programs from what it keeps, and nothing of this runs: `open` and `opendir` are
+answered ENOSYS once, then it does without them, keeps directories too, and asks for what it has forgotten alone.
+"""
+
+import errno
+import logging
+import os
+import select
+import time
+from collections.abc import Callable
+
+import trio
+
+from tagfs import wire
+from tagfs.errnos import errno_of
+from tagfs.errors import ListMissing, RepositoryMissing, StoreWaiting, VersionGone
+from tagfs.inodes import ROOT_ID
+from tagfs.stateless import StatelessTree
+from tagfs.tree import FOREVER, Attributes, Tree
+from tagfs.wire import Malformed, Opcode
+
+log = logging.getLogger(__name__)
+
+LINGER_MS = 1
+"""How long the loop waits for the next request itself: a program sends it 10 µs after an answer, and being woken by
+trio's own wait costs as much as a request.  Other tasks wait so long for their turn, at most."""
+
+TURN = 0.002
+"""Seconds of requests after which other tasks have their turn, however many more there are."""
+
+REST_AFTER = 10.0
+"""Seconds without a request after which bytes that were kept for the next one go."""
+
+_ENDED = (errno.ENODEV, errno.ECONNABORTED)
+"""Of the device: it was unmounted; somebody cut the connection (fusectl)."""
+
+_PASSING = (errno.EINTR, errno.EAGAIN, errno.ENOENT)
+"""Of the device: nothing to read now; or, for an answer, nobody waits for it any more."""
+
+_COUNTED = 64
+"""Opcodes that are counted one by one; the others are counted together."""
+
+Answer = bytes | memoryview | None
+"""What follows the header; None where nothing is answered."""
+
+
+class Direct:
+    """Answers the kernel on `device`, a descriptor of /dev/fuse that is mounted.
+
+    `tree` and `waiting` mean what they do in `Operations`: names are answered with EAGAIN while the store is not
+    ready, and what is open stays readable.
+    """
+
+    def __init__(self, device: int, uid: int, gid: int) -> None:
+        self.tree: StatelessTree | None = None
+        self.waiting: str | None = "the store is not open yet"
+        self._device = device
+        self._uid = uid
+        self._gid = gid
+        self._scope = trio.CancelScope()
+        self._counts = [0] * (_COUNTED + 1)
+        self._answers: dict[int, Callable[[bytes, int], Answer]] = {
+            Opcode.LOOKUP: self._lookup,
+            Opcode.FORGET: lambda request, node: self._forget(Opcode.FORGET, request, node),
+            Opcode.BATCH_FORGET: lambda request, node: self._forget(Opcode.BATCH_FORGET, request, node),
+            Opcode.GETATTR: self._getattr,
+            Opcode.READ: self._read,
+            Opcode.STATFS: self._statfs,
+            Opcode.INIT: self._init,
+            Opcode.READDIR: lambda request, node: self._listing(request, node, False),
+            Opcode.READDIRPLUS: lambda request, node: self._listing(request, node, True),
+            Opcode.DESTROY: lambda request, node: b"",
+            Opcode.RELEASE: lambda request, node: b"",
+            Opcode.RELEASEDIR: lambda request, node: b"",
+        }
+
+    @property
+    def requests(self) -> dict[str, int]:
+        """How many requests there were of each operation, by its name."""
+        names = {int(opcode): opcode.name.lower() for opcode in Opcode}
+        found = {name: self._counts[opcode] for opcode, name in names.items() if self._counts[opcode]}
+        others = sum(count for opcode, count in enumerate(self._counts) if opcode not in names)
+        return found | ({"other": others} if others else {})
+
+    # -- the loop
+
+    async def serve(self) -> None:
+        """Answer until the device is unmounted, its connection cut, or `terminate` called."""
+        poller = select.poll()
+        poller.register(self._device, select.POLLIN)
+        with self._scope:
+            while True:
+                await self._asked()
+                deadline = time.monotonic() + TURN
+                # The wait before the read: whoever was answered just now has not asked again yet.
+                while poller.poll(LINGER_MS):
+                    if not self._answer_one():
+                        return
+                    if time.monotonic() > deadline:
+                        await trio.lowlevel.checkpoint()
+                        deadline = time.monotonic() + TURN
+
+    async def _asked(self) -> None:
+        """Wait for the next request."""
+        with trio.move_on_after(REST_AFTER):
+            await trio.lowlevel.wait_readable(self._device)
+            return
+        if self.tree is not None:
+            self.tree.rest()
+        await trio.lowlevel.wait_readable(self._device)
+
+    def terminate(self) -> None:
+        """Let `serve` return."""
+        self._scope.cancel()
+
+    def _answer_one(self) -> bool:
+        """Read a request and answer it; -> whether there may be more."""
+        try:
+            request = os.read(self._device, wire.REQUEST_LIMIT)
+        except OSError as error:
+            if error.errno in _ENDED:
+                return False
+            if error.errno not in _PASSING:
+                log.error("reading a request: %s", error)
+            return True
+        if not request:
+            return False
+        self.answer(request)
+        return True
+
+    def answer(self, request: bytes) -> None:
+        """Answer one request, whatever it is."""
+        try:
+            opcode, unique, node = wire.header(request)
+        except Malformed as error:
+            log.error("a request that cannot be answered: %s", error)
+            return
+        self._counts[opcode if opcode < _COUNTED else _COUNTED] += 1
+        try:
+            handler = self._answers.get(opcode)
+            if handler is None:
+                number = errno.EROFS if opcode in wire.CHANGING else errno.ENOSYS
+                self._send((wire.refusal(unique, number),))
+                return
+            body = handler(request, node)
+        except Malformed as error:
+            log.error("request %d of the kernel: %s", opcode, error)
+            self._send((wire.refusal(unique, errno.EINVAL),))
+        except Exception as error:
+            self._send((wire.refusal(unique, errno_of(error)),))
+        else:
+            if body is not None:
+                self._send((wire.answer(unique, len(body)), body))
+
+    def _send(self, parts: tuple[bytes | memoryview, ...]) -> None:
+        try:
+            os.writev(self._device, parts)
+        except OSError as error:
+            # Whoever asked was killed, or the mount has ended, which the next read tells.
+            if error.errno not in _PASSING and error.errno not in _ENDED:
+                log.error("an answer: %s", error)
+
+    # -- who may be asked
+
+    def _named(self) -> StatelessTree:
+        """The tree, for a request that names something; StoreWaiting."""
+        if self.tree is None or self.waiting is not None:
+            raise StoreWaiting(self.waiting or "")
+        return self.tree
+
+    def _held(self) -> StatelessTree:
+        """The tree, for a request about something that may be open."""
+        if self.tree is None:
+            raise VersionGone("nothing is open")
+        return self.tree
+
+    # -- the answers
+
+    def _init(self, request: bytes, node: int) -> Answer:
+        answer = wire.initiation(request)
+        for opcode in wire.indispensable(request):
+            self._answers[opcode] = lambda request, node: wire.opened()
+        return answer
+
+    def _lookup(self, request: bytes, node: int) -> Answer:
+        name = wire.name_of(request)
+        tree = self._named()
+        # First: what comes into being after the look must be told.
+        timeout = tree.absence_timeout(node)
+        try:
+            return wire.entry(tree.lookup(node, name), self._uid, self._gid)
+        except (ListMissing, RepositoryMissing):
+            return wire.absence(timeout)
+
+    def _forget(self, opcode: int, request: bytes, node: int) -> Answer:
+        if self.tree is not None:
+            self.tree.forget(wire.forgotten(opcode, request, node))
+        return None
+
+    def _getattr(self, request: bytes, node: int) -> Answer:
+        if node == ROOT_ID:
+            root = Attributes(ROOT_ID, Tree.directory_mode(False), attr_timeout=FOREVER)
+            return wire.attributes(root, self._uid, self._gid)
+        tree = self._held()
+        if tree.is_directory(node):
+            tree = self._named()
+        return wire.attributes(tree.attributes(node), self._uid, self._gid)
+
+    def _read(self, request: bytes, node: int) -> Answer:
+        offset, size = wire.read_of(request)
+        return self._held().read_node(node, offset, size)
+
+    def _listing(self, request: bytes, node: int, with_entries: bool) -> Answer:
+        position, room = wire.read_of(request)
+        tree = self._named()
+        records = []
+        for following, name, look in tree.children(node, position):
+            room -= wire.record_size(name, with_entries)
+            if room < 0:
+                break
+            child = look()
+            if child is None:
+                continue
+            packed = b""
+            if with_entries:
+                packed = wire.entry(child, self._uid, self._gid)
+            else:
+                tree.forget([(child.id, 1)])
+            records.append(wire.record(name, following, child.id, child.mode, packed))
+        return b"".join(records)
+
+    def _statfs(self, request: bytes, node: int) -> Answer:
+        ready = self.tree is not None and self.waiting is None
+        return wire.space(self._named().store.space() if ready else None)
+
+    # -- notifications, sent from the notifier's thread
+
+    def forget_entry(self, directory: int, name: bytes) -> None:
+        os.write(self._device, wire.forget_entry(directory, name))
+
+    def forget_node(self, node: int) -> None:
+        os.write(self._device, wire.forget_node(node))
