@@ -1,7 +1,7 @@
 """Reads: grep, cat, find, ls and rg over every list, on each place, warm and on a fresh mount.
 
-Owns: the programs, the sides, the goals of reading.
-Does not know: how a place is mounted.
+Owns: the programs, the sides, the check of their bytes, the samples.
+Does not know: how a place is mounted, what a sample is worth.
 """
 
 from collections.abc import Callable
@@ -9,27 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench import datasets, places
+from bench import datasets, places, readings
 from bench.datasets import DataSet
-from bench.measure import (
-    ProgramFailed,
-    RequestCounter,
-    alternated,
-    cpu_of,
-    digest_of_lines,
-    median,
-    median_ratio,
-    run,
-)
+from bench.measure import ProgramFailed, RequestCounter, alternated, cpu_of, digest_of_lines, run
 from bench.places import PeerMissing, Place
-from bench.results import Chart, Results, Row, Table
-
-EXT4 = "ext4, plain files"
-OURS = "tagfs"
-SLOW = "tagfs --no-fast-path"
-
-WARM_GOAL = 1.15
-FRESH_GOAL = 6.0
+from bench.readings import BOTH, EXT4, FUSE_ZSTD, GREP, OURS, SLOW, SQUASHFUSE, Sample, Samples
+from bench.results import Results
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +25,6 @@ class Program:
     argv: tuple[str, ...]
     codes: tuple[int, ...] = (0,)
     normal: Callable[[bytes], bytes | None] = lambda line: line
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One run: seconds of the program, CPU seconds of the program and its daemon, requests to the daemon."""
-
-    wall: float
-    cpu: float
-    requests: int | None
 
 
 def measure(data: DataSet, work: Path, rounds: int, results: Results) -> None:
@@ -69,13 +45,13 @@ def measure(data: DataSet, work: Path, rounds: int, results: Results) -> None:
     finally:
         counter.close()
     _beside_mounts(data, store, output, rounds, warm, results)
-    _tell(data, sides, programs, warm, fresh, results)
+    readings.tell(data, [program.name for program in programs], warm, fresh, results)
 
 
 def programs_for(results: Results, names: Path) -> list[Program]:
     """`names`: a file with the path of each list, from the directory of namespaces."""
     made = [
-        Program("grep -rc", ("grep", "-rc", "alpine", "."), (0, 1)),
+        Program(GREP, ("grep", "-rc", "alpine", "."), (0, 1)),
         Program("cat of all", ("xargs", "-a", str(names), "cat")),
         Program("find", ("find", ".")),
         Program("ls -lR", ("ls", "-lR", "."), normal=_names_and_sizes),
@@ -93,10 +69,10 @@ def _sides(plain: Path, store: Path, work: Path, results: Results) -> list[Place
         EXT4: lambda: places.PlainFiles(EXT4, plain),
         OURS: lambda: places.tagfs(OURS, store, work / "tagfs", "--read-only"),
         SLOW: lambda: places.tagfs(SLOW, store, work / "tagfs-slow", "--read-only", "--no-fast-path"),
-        "tagfs, read-write": lambda: places.tagfs("tagfs, read-write", store, work / "tagfs-rw"),
-        "fuse-zstd": lambda: places.fuse_zstd(store, work / "every-zstd", work / "fuse-zstd"),
+        BOTH: lambda: places.tagfs(BOTH, store, work / "tagfs-rw"),
+        FUSE_ZSTD: lambda: places.fuse_zstd(store, work / "every-zstd", work / "fuse-zstd"),
         "squashfs (zstd)": lambda: _squashfs(plain, squash, work),
-        "squashfuse (zstd)": lambda: places.squashfuse(squash, work / "squashfuse"),
+        SQUASHFUSE: lambda: places.squashfuse(squash, work / "squashfuse"),
         "btrfs (zstd:1)": lambda: places.btrfs(plain, work / "btrfs.img", work / "btrfs"),
         "erofs": lambda: places.erofs(plain, work / "erofs.img", work / "erofs"),
         "ext4, loop device": lambda: places.ext4(plain, work / "ext4.img", work / "ext4"),
@@ -137,10 +113,6 @@ def same_bytes(sides: list[Place], programs: list[Program], output: Path, result
                     raise
                 results.missing[side.name] = str(error)
     return good
-
-
-Samples = dict[tuple[str, str], list[Sample]]
-"""(side, program) -> a sample a round."""
 
 
 def _fresh(sides: list[Place], programs: list[Program], output: Path, rounds: int, counter: RequestCounter) -> Samples:
@@ -226,102 +198,7 @@ def _beside_mounts(data: DataSet, store: Path, output: Path, rounds: int, warm: 
         except (PeerMissing, ProgramFailed) as error:
             results.missing[name] = str(error)
     for name, costs in alternated(sides, min(rounds, 3)).items():
-        warm[name, "grep -rc"] = [Sample(cost.wall, cost.cpu, None) for cost in costs]
-
-
-def _tell(
-    data: DataSet, sides: list[Place], programs: list[Program], warm: Samples, fresh: Samples, results: Results
-) -> None:
-    names = list(dict.fromkeys([side.name for side in sides] + [name for name, _ in warm]))
-    for title, samples, note in (
-        ("warm", warm, "Milliseconds of the program, in brackets the CPU milliseconds of program and daemon together."),
-        ("fresh mount", fresh, "The bytes beneath are in the page cache. Mounting itself is not counted."),
-    ):
-        rows = [
-            (name, *(_cell(samples.get((name, program.name))) for program in programs))
-            for name in names
-            if any((name, program.name) in samples for program in programs)
-        ]
-        results.tables.append(
-            Table(f"Reading {data.name}, {title}", ("", *(program.name for program in programs)), tuple(rows), note)
-        )
-    asked = (OURS, SLOW, "tagfs, read-write", "fuse-zstd", "squashfuse (zstd)")
-    results.tables.append(
-        Table(
-            f"Requests that reach the daemon, {data.name}: warm / fresh",
-            ("", *(program.name for program in programs)),
-            tuple(
-                (name, *(f"{_requests(warm, name, one)} / {_requests(fresh, name, one)}" for one in programs))
-                for name in asked
-                if (name, programs[0].name) in warm
-            ),
-        )
-    )
-    key = data.name.replace(",", "").replace(" ", "-").replace("×", "x")
-    for program in programs:
-        ours, base = warm[OURS, program.name], warm[EXT4, program.name]
-        count = _requests(warm, OURS, program)
-        results.rows.append(
-            Row(
-                f"read-warm/{key}/{program.name}",
-                f"{program.name}, {data.name}, warm",
-                f"{_ms(ours)} ms, {count} requests",
-                f"ext4 {_ms(base)} ms",
-                median_ratio(_walls(ours), _walls(base)),
-                WARM_GOAL,
-            )
-        )
-        if count != "?":
-            results.rows.append(
-                Row(f"requests/{key}/{program.name}", f"requests, {program.name}, {data.name}, warm", count, "none",
-                    float(count), 0.0, noise=50.0)
-            )  # fmt: skip
-        ours = fresh[OURS, program.name]
-        goals = [(EXT4, "ext4 warm", base, FRESH_GOAL)] + [
-            (name, f"{name}, fresh", fresh[name, program.name], goal)
-            for name, goal in (("fuse-zstd", 0.2), ("squashfuse (zstd)", 1.0), ("btrfs (zstd:1)", 1.0))
-            if (name, program.name) in fresh
-        ]
-        erofs = [(name, f"{name}, fresh", fresh[name, one], 1.0) for name, one in fresh
-                 if name.startswith("erofs") and one == program.name]  # fmt: skip
-        for name, told, theirs, goal in goals + erofs:
-            results.rows.append(
-                Row(
-                    f"read-fresh/{key}/{program.name}/{name.partition(' ')[0]}",
-                    f"{program.name}, {data.name}, fresh mount",
-                    f"{_ms(ours)} ms",
-                    f"{told} {_ms(theirs)} ms",
-                    median_ratio(_walls(ours), _walls(theirs)),
-                    goal,
-                )
-            )
-    shown = [(name, samples) for (name, one), samples in warm.items() if one == "grep -rc"]
-    results.charts.append(
-        Chart(f"grep-warm-{key}", f"grep -rc over {data.name}, warm", "", "ms",
-              {name: ((0.0, median(_walls(samples)) * 1000),) for name, samples in shown})
-    )  # fmt: skip
-    shown = [(name, samples) for (name, one), samples in fresh.items() if one == "grep -rc"]
-    results.charts.append(
-        Chart(f"grep-fresh-{key}", f"grep -rc over {data.name}, on a fresh mount", "", "ms",
-              {name: ((0.0, median(_walls(samples)) * 1000),) for name, samples in shown})
-    )  # fmt: skip
-
-
-def _walls(samples: list[Sample]) -> list[float]:
-    return [sample.wall for sample in samples]
-
-
-def _ms(samples: list[Sample]) -> str:
-    return f"{median(_walls(samples)) * 1000:.0f}"
-
-
-def _cell(samples: list[Sample] | None) -> str:
-    return f"{_ms(samples)} ({median(sample.cpu for sample in samples) * 1000:.0f})" if samples else "–"
-
-
-def _requests(samples: Samples, name: str, program: Program) -> str:
-    counts = [sample.requests for sample in samples.get((name, program.name), []) if sample.requests is not None]
-    return f"{median(counts):.0f}" if counts else "?"
+        warm[name, GREP] = [Sample(cost.wall, cost.cpu, None) for cost in costs]
 
 
 def _names_and_sizes(line: bytes) -> bytes | None:

@@ -4,6 +4,7 @@ Owns: goals and whether they are met, tables, the data of charts, missing peers.
 Does not know: how anything is measured or drawn.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -49,7 +50,7 @@ class Chart:
     title: str
     x: str
     y: str
-    points: dict[str, tuple[tuple[float, float], ...]]
+    points: Mapping[str, tuple[tuple[float, float], ...]]
 
     @property
     def is_bars(self) -> bool:
