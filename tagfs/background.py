@@ -29,7 +29,7 @@ class Reporter:
         if self._descriptor is None:
             return False
         try:
-            os.write(self._descriptor, json.dumps([code, sentence]).encode())
+            os.write(self._descriptor, json.dumps([code, sentence]).encode() + b"\n")
         except OSError:
             pass  # The starter was killed: nobody waits any more.
         os.close(self._descriptor)
@@ -65,7 +65,8 @@ def _await(process: int, reading: int) -> tuple[int, str]:
         signal.signal(signum, stop)
     message = b""
     try:
-        while part := os.read(reading, MESSAGE_LIMIT):
+        # Not to the end: a process that the child has started may have the other end too.
+        while b"\n" not in message and (part := os.read(reading, MESSAGE_LIMIT)):
             message += part
     except BaseException:
         os.kill(process, signal.SIGTERM)

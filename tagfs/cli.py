@@ -7,7 +7,6 @@ Does not know: how anything works.  What is heavy is imported by the sub-command
 import argparse
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -51,6 +50,7 @@ ENDINGS = (
             errors.NotPermitted,
             errors.OtherDirectory,
             errors.RepositoryMissing,
+            errors.ServerFailed,
             errors.StagingFull,
             errors.TagListInvalid,
             errors.TooManyListeners,
@@ -79,6 +79,8 @@ _log = logging.getLogger(__name__)
 
 def exit_code(error: BaseException) -> int:
     """The exit code of an error, by its closest class in ENDINGS."""
+    if isinstance(error, errors.ServerFailed):
+        return error.code
     codes = {kind: ending.code for ending in ENDINGS for kind in ending.errors}
     return next((codes[kind] for kind in type(error).__mro__ if kind in codes), 1)
 
@@ -134,6 +136,11 @@ def _fail(error: Exception) -> int:
     return code
 
 
+def _judge(error: BaseException) -> tuple[int, str]:
+    """Exit code and sentence of an error."""
+    return exit_code(error), _sentence(error) if isinstance(error, Exception) else type(error).__name__
+
+
 def _sentence(error: Exception) -> str:
     if isinstance(error, errors.StoreHeld):
         return f"{error}; {error.advice}"
@@ -150,11 +157,24 @@ def _sentence(error: Exception) -> str:
 def _mount(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     store, mountpoint = os.path.abspath(arguments.store), os.path.abspath(arguments.mountpoint)
     settings = _absolute(resolve(store, mountpoint, _given(arguments), arguments.options, environment))
+    if mountpoint.startswith("/dev/fd/"):
+        settings = _handed_over(settings)
     if settings.background:
         return _mount_in_background(settings, environment)
     _configure(settings.log_level, settings.log_format, environment)
-    _serve(settings, lambda line: _print_quietly(line, sys.stdout))
+    _serve(settings, lambda line: _print_quietly(line, sys.stdout), environment)
     return 0
+
+
+def _handed_over(settings: MountSettings) -> MountSettings:
+    """For a mount that somebody else has made, whose device we have been given."""
+    from tagfs import device
+
+    descriptor = device.inherited(settings.mountpoint)
+    if descriptor is None:
+        return settings
+    device.require_inherited(descriptor)
+    return replace(settings, device=descriptor, mountpoint=device.point_of(descriptor) or settings.mountpoint)
 
 
 def _absolute(settings: MountSettings) -> MountSettings:
@@ -162,17 +182,33 @@ def _absolute(settings: MountSettings) -> MountSettings:
     return replace(settings, inventory=tuple(absolute_source(source) for source in settings.inventory))
 
 
-def _serve(settings: MountSettings, announce: Callable[[str], None]) -> None:
-    from tagfs.postponed import postpone
+def _serve(settings: MountSettings, announce: Callable[[str], None], environment: Mapping[str, str]) -> None:
+    if os.geteuid() != 0 or not settings.drop_privileges:
+        # Whom root becomes may not be able to load anything later: Python may be where only root can read.
+        from tagfs.postponed import postpone
 
-    postpone()
+        postpone()
+    if not settings.drop_privileges:
+        _server()(settings, announce)
+        return
+    from tagfs import privileges, supervisor
+
+    if settings.device is None:
+        supervisor.serve(settings, announce, _server, _judge, environment)
+        return
+    serve = _server()
+    privileges.drop(privileges.account(settings.drop_user))
+    serve(settings, announce)
+
+
+def _server() -> Callable[[MountSettings, Callable[[str], None]], None]:
     try:
         from tagfs.mount import serve
     except ImportError as error:
         raise errors.MountRefused(
             f"FUSE cannot be used ({error}): install libfuse 3 (`apt install fuse3`) and tagfs with pyfuse3"
         ) from error
-    serve(settings, announce)
+    return serve
 
 
 def _mount_in_background(settings: MountSettings, environment: Mapping[str, str]) -> int:
@@ -190,17 +226,16 @@ def _mount_in_background(settings: MountSettings, environment: Mapping[str, str]
                 _log.info("%s", line)
 
         try:
-            _serve(settings, announce)
+            _serve(settings, announce, environment)
         except BaseException as error:
-            code = exit_code(error)
-            sentence = _sentence(error) if isinstance(error, Exception) else type(error).__name__
+            code, sentence = _judge(error)
             if not reporter.send(code, sentence):
                 _log.error("%s", sentence, exc_info=error if settings.log_level == "debug" else None)
             return code
         return 0
 
-    inherited = re.fullmatch(r"/dev/fd/([0-9]+)", settings.mountpoint)
-    code, sentence = background.start(child, frozenset({int(inherited[1])} if inherited else ()), is_log)
+    kept = frozenset(() if settings.device is None else (settings.device,))
+    code, sentence = background.start(child, kept, is_log)
     _print_quietly(sentence if code == 0 else f"tagfs: {sentence}", sys.stdout if code == 0 else sys.stderr)
     return code
 

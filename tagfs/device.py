@@ -68,7 +68,7 @@ def inherited(point: str) -> int | None:
 
 
 def require_inherited(descriptor: int) -> None:
-    """MountRefused unless the descriptor is one of /dev/fuse that is mounted."""
+    """MountRefused unless the descriptor is one of /dev/fuse that is mounted; no program that is run gets it now."""
     try:
         status = os.fstat(descriptor)
     except OSError:
@@ -77,10 +77,16 @@ def require_inherited(descriptor: int) -> None:
         ) from None
     if not stat.S_ISCHR(status.st_mode) or (os.major(status.st_rdev), os.minor(status.st_rdev)) != _NUMBER:
         raise MountRefused(f"/dev/fd/{descriptor} is not {DEVICE}")
+    os.set_inheritable(descriptor, False)
+    if not is_connected(descriptor):
+        raise MountRefused(f"/dev/fd/{descriptor} is not mounted: mount it before tagfs serves it, and as long")
+
+
+def is_connected(descriptor: int) -> bool:
+    """Whether it is mounted: not yet unmounted, nor its connection cut."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    if any(events & select.POLLERR for _, events in poll.poll(0)):
-        raise MountRefused(f"/dev/fd/{descriptor} is not mounted: mount it before tagfs serves it, and as long")
+    return not any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def point_of(descriptor: int) -> str | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tagfs import mountpoint, tidy
+from tagfs import device, mountpoint, tidy
 from tagfs.commits import Commits
 from tagfs.directory import DirectoryStore
 from tagfs.errors import MountRefused, SettingRefused, StoreHeld, StoreWaiting, TagfsError
@@ -66,12 +66,10 @@ def serve(settings: MountSettings, announce: Callable[[str], None]) -> None:
     """
     sweeper = None if settings.read_only else _sweeper(settings)
     logging.getLogger("pyfuse3").addFilter(_is_news)
-    mountpoint.require_device()
-    if mountpoint.clear_dead(settings.mountpoint):
-        log.warning("%s: unmounted what a killed daemon had left there", settings.mountpoint)
-    if settings.make_mountpoint:
-        mountpoint.make(settings.mountpoint)
-    mountpoint.require_usable(settings.mountpoint, settings.store)
+    if settings.device is None:
+        mountpoint.prepare(settings.mountpoint, settings.store, settings.make_mountpoint)
+    else:
+        device.require_inherited(settings.device)
     _allow_many_files()
     failure: list[BaseException] = []
     trio.run(_Mount(settings, announce, sweeper).run, failure)

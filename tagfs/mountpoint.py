@@ -6,6 +6,7 @@ Does not know: the store's content, FUSE requests.
 
 import ctypes
 import errno
+import logging
 import os
 import re
 import stat
@@ -13,6 +14,8 @@ import subprocess
 from dataclasses import dataclass
 
 from tagfs.errors import MountRefused
+
+log = logging.getLogger(__name__)
 
 FSTYPE = "fuse.tagfs"
 DEVICE = "/dev/fuse"
@@ -51,8 +54,14 @@ def mounts() -> list[Mounted]:
 
 
 def mounted_at(path: str) -> Mounted | None:
-    """The topmost mount at exactly `path`."""
-    real = os.path.realpath(path)
+    """The topmost mount at exactly `path`.  Asks nothing of it: a daemon that hangs would never answer."""
+    above, name = os.path.split(os.path.abspath(path))
+    there = _topmost(os.path.join(os.path.realpath(above), name))
+    # Nothing is mounted on the name itself: now it may be asked whether it is a link.
+    return there or _topmost(os.path.realpath(path))
+
+
+def _topmost(real: str) -> Mounted | None:
     return next((one for one in reversed(mounts()) if one.point == real), None)
 
 
@@ -76,6 +85,16 @@ def require_device() -> None:
         raise MountRefused(f"{DEVICE} may not be opened: run as root, or give this user rights to it") from None
     except OSError as error:
         raise MountRefused(f"{DEVICE} does not answer ({error.strerror}): is the fuse module loaded?") from error
+
+
+def prepare(path: str, store: str, may_make: bool) -> None:
+    """Make sure that `path` can be mounted on: MountRefused where it cannot."""
+    require_device()
+    if clear_dead(path):
+        log.warning("%s: unmounted what a killed daemon had left there", path)
+    if may_make:
+        make(path)
+    require_usable(path, store)
 
 
 def make(path: str) -> None:

@@ -62,7 +62,10 @@ class Opener:
         except (NotADirectoryError, FileExistsError):
             raise StoreRefused(f"{path} is no directory") from None
         except PermissionError as error:
-            raise StoreRefused(f"{error.filename or path} may not be used by uid {os.geteuid()}") from error
+            raise StoreRefused(
+                f"{error.filename or path} may not be used by uid {os.geteuid()}: chown -R"
+                f" {os.geteuid()}:{os.getegid()} {path}, and let it enter what is above"
+            ) from error
 
     def _open_read_only(self, path: str) -> Opened:
         root = self._root(path)

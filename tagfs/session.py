@@ -13,7 +13,7 @@ from typing import Any
 import pyfuse3
 import trio
 
-from tagfs import mountpoint
+from tagfs import device, mountpoint
 from tagfs.errors import MountRefused
 from tagfs.lean import Lean
 from tagfs.mountpoint import Mounted
@@ -55,12 +55,15 @@ class Session:
             options.add("ro")
         if settings.allow_other:
             options.add("allow_other")
-        # Before: afterwards only a loop that runs can answer for it.
-        point = os.path.realpath(settings.mountpoint)
+        if settings.device is None:
+            # Before: afterwards only a loop that runs can answer for it.
+            point = target = os.path.realpath(settings.mountpoint)
+        else:
+            point, target = settings.mountpoint, f"/dev/fd/{settings.device}"
         # The name in which it looks up what it waits with, as for its own asyncio mode.
         vars(pyfuse3)["trio"] = self._trio
         try:
-            pyfuse3.init(self._operations, settings.mountpoint, options)
+            pyfuse3.init(self._operations, target, options)
         except RuntimeError as error:
             raise MountRefused(
                 f"{settings.mountpoint} cannot be mounted: run as root (or with fusermount3 installed, and"
@@ -82,7 +85,7 @@ class Session:
                 raise
         self.use.cancel()
         if self.mounted is not None and not self.was_terminated and self.is_mounted():
-            await trio.to_thread.run_sync(mountpoint.unmount, self._settings.mountpoint, True)
+            await self._unmount_lazily()
             raise MountRefused(f"{self._settings.mountpoint}: its connection with the kernel was cut; unmounted")
 
     def close(self) -> None:
@@ -108,10 +111,10 @@ class Session:
     def is_mounted(self) -> bool:
         """Whether it is still there, or that is not known.  Asks the mount table alone: only we can answer for a path
         in the mount, and not while the loop waits for the answer."""
-        mounted = self.mounted
-        return mounted is None or any(
-            (one.point, one.device) == (mounted.point, mounted.device) for one in mountpoint.mounts()
-        )
+        mounted, handed_over = self.mounted, self._settings.device
+        if mounted is None:
+            return handed_over is None or device.is_connected(handed_over)
+        return any((one.point, one.device) == (mounted.point, mounted.device) for one in mountpoint.mounts())
 
     async def end_on_signal(self, signals: AsyncIterator[int]) -> None:
         """End it at the first signal, and at once at the second."""
@@ -128,6 +131,11 @@ class Session:
         """Unmount; where the mount is busy, take it out of sight and let open files come to their end for a while.
         Either way the kernel then ends the session."""
         point = self._settings.mountpoint
+        if self._settings.device is not None:
+            # Who has mounted it has taken it out of sight, or has been killed.
+            await trio.sleep(GRACE)
+            await self.terminate()
+            return
         try:
             await trio.to_thread.run_sync(mountpoint.unmount, point)
             return
@@ -147,8 +155,12 @@ class Session:
         self.use.cancel()
         await self.notifier.close()
         if self.mounted is not None and self.is_mounted():
-            await trio.to_thread.run_sync(mountpoint.unmount, self._settings.mountpoint, True)
+            await self._unmount_lazily()
         pyfuse3.terminate()
+
+    async def _unmount_lazily(self) -> None:
+        if self._settings.device is None:
+            await trio.to_thread.run_sync(mountpoint.unmount, self._settings.mountpoint, True)
 
 
 def _leaves(group: BaseExceptionGroup[OSError]) -> Iterable[OSError]:

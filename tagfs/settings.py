@@ -60,6 +60,10 @@ class MountSettings:
     sweep_suspend: bool = False
     metrics_address: tuple[str, int] | None = None
     health_address: tuple[str, int] | None = None
+    drop_privileges: bool = False
+    drop_user: str | None = None
+    device: int | None = None
+    """A descriptor of /dev/fuse that somebody else has mounted, and will unmount; no setting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +232,20 @@ SETTINGS = (
         "HOST:PORT",
         "tell there, at /healthz and /readyz, whether the mount answers and shows its store (default: not at all)",
     ),
+    Setting(
+        "drop-privileges",
+        "drop_privileges",
+        values.switch,
+        None,
+        "mount, and let a process that may nothing else serve: as nobody, without capabilities",
+    ),
+    Setting(
+        "drop-user",
+        "drop_user",
+        values.name,
+        "USER",
+        "serve as this user instead: a name, UID or UID:GID, whose store it is (-o setuid=USER, too)",
+    ),
 )
 
 _BY_FLAG = {setting.flag: setting for setting in SETTINGS}
@@ -252,6 +270,9 @@ _GENERIC = (
 )
 """What mount(8) and fstab(5) hand to every file system (mount(8), "filesystem-independent mount options")."""
 _GENERIC_OPTIONS = frozenset(_GENERIC.split())
+
+_SETUID = "setuid"
+"""What mount.fuse(8) calls --drop-user; there it runs the daemon as that user, with --drop-privileges or without."""
 
 
 def resolve(
@@ -302,6 +323,8 @@ def _without_effect(found: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...],
     """The flags that have no effect beside those that were given, and why."""
     if found.get("read_only"):
         yield _OF_WRITERS, "on a read-only mount: leave one of the two out"
+    if not found.get("drop_privileges"):
+        yield ("drop-user",), "without --drop-privileges"
     inventory = found.get("inventory", ())
     if not inventory:
         yield _OF_INVENTORIES, "without --inventory"
@@ -336,6 +359,9 @@ def _options(options: Iterable[str]) -> dict[str, tuple[str, str]]:
         if name in _GENERIC_OPTIONS or name[:2] in ("x-", "X-"):
             continue
         flag = name.replace("_", "-")
+        if flag == _SETUID:
+            flag = "drop-user"
+            given["drop-privileges"] = (f"-o {name}", "1")
         if option in ("ro", "rw"):
             flag, text = "read-only", "1" if option == "ro" else "0"
         elif flag not in _BY_FLAG:

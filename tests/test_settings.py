@@ -25,10 +25,11 @@ def test_defaults_are_those_of_the_store() -> None:
     assert (DEFAULTS.threshold, DEFAULTS.list_limit) == (policy.DEFAULT_THRESHOLD, policy.DEFAULT_LIST_LIMIT)
 
 
-def test_every_field_but_the_two_paths_is_a_setting() -> None:
+def test_every_field_but_the_paths_and_a_device_is_a_setting() -> None:
     assert {setting.field for setting in SETTINGS} == {field.name for field in fields(MountSettings)} - {
         "store",
         "mountpoint",
+        "device",
     }
 
 
