@@ -1,0 +1,59 @@
+"""A program that listens to the changes of a mount, as a shell script with `cat` does."""
+
+import json
+import os
+import queue
+import threading
+from pathlib import Path
+from typing import Any
+
+from tagfs.events import PREFIX
+from tests.support.daemon import PATIENCE
+
+Event = dict[str, Any]
+
+
+class Listener:
+    """Reads lines of a file to its end, in a thread; `None` from `next` is that end."""
+
+    def __init__(self, path: Path) -> None:
+        self._events: queue.Queue[Event | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._read, args=(path,), daemon=True)
+        self._thread.start()
+
+    def _read(self, path: Path) -> None:
+        with open(path, "rb") as lines:
+            for line in lines:
+                # At the end of a mount a line may be cut off.
+                if line.endswith(b"\n"):
+                    self._events.put(json.loads(line))
+        self._events.put(None)
+
+    def next(self) -> Event | None:
+        """The next event; queue.Empty where none comes."""
+        return self._events.get(timeout=PATIENCE)
+
+    def expect(self, type_: str) -> Event:
+        """The next event, which is of this type."""
+        event = self.next()
+        assert event is not None, "the end came first"
+        assert event["type"] == PREFIX + type_, event
+        return event
+
+    def until(self, type_: str) -> Event:
+        """The first event of this type."""
+        while (event := self.next()) is not None:
+            if event["type"] == PREFIX + type_:
+                return event
+        raise AssertionError(f"the end came before {type_}")
+
+
+def watches(pid: int) -> int:
+    """The directories that a process watches by inotify."""
+    count = 0
+    for name in os.listdir(f"/proc/{pid}/fdinfo"):
+        try:
+            count += Path(f"/proc/{pid}/fdinfo/{name}").read_text().count("inotify wd:")
+        except FileNotFoundError:
+            continue
+    return count

@@ -1,0 +1,50 @@
+"""The nodes behind `.changes`."""
+
+import pytest
+
+from tagfs import pipes
+from tagfs.errors import RepositoryMissing, TooManyListeners
+from tagfs.pipes import NAME, Pipes
+
+
+def test_each_lookup_is_another_pipe_with_a_name_of_its_own() -> None:
+    asked: list[int] = []
+    table = Pipes(asked.append, 0)
+    one, two = table.lookup(NAME), table.lookup(NAME)
+    assert one != two and asked == [one, two]
+    names = table.name(one), table.name(two)
+    assert names[0] != names[1]
+    for id_, name in zip((one, two), names, strict=True):
+        assert name is not None and table.lookup(name) == id_
+    assert asked == [one, two]
+
+
+def test_a_pipe_is_there_until_its_last_reference_is_taken_back() -> None:
+    table = Pipes(lambda id_: None, 0)
+    id_ = table.lookup(NAME)
+    name = table.name(id_)
+    assert name is not None
+    table.lookup(name)
+    table.forget(id_, 1)
+    assert table.name(id_) == name
+    table.forget(id_, 1)
+    assert table.name(id_) is None and len(table) == 0
+    with pytest.raises(RepositoryMissing):
+        table.lookup(name)
+
+
+def test_nobody_guesses_a_pipe() -> None:
+    table = Pipes(lambda id_: None, 0)
+    table.lookup(NAME)
+    for name in (NAME + b".", NAME + b".0", NAME + b"x"):
+        with pytest.raises(RepositoryMissing):
+            table.lookup(name)
+
+
+def test_there_are_so_many_and_no_more() -> None:
+    table = Pipes(lambda id_: None, 0)
+    ids = [table.lookup(NAME) for _ in range(pipes.MOST)]
+    with pytest.raises(TooManyListeners):
+        table.lookup(NAME)
+    table.forget(ids[0], 1)
+    table.lookup(NAME)
