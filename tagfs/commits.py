@@ -1,6 +1,6 @@
 """Commits: the steps of writers, one after another for a key, side by side for different ones.  Async.
 
-Owns: the order of steps; the threads they block in; waiting for a key to be quiet.
+Owns: the order of steps; what of them is done on the loop; waiting for a key to be quiet.
 Does not know: what a step does.
 Invariant: steps of one key run and settle in the order in which they were submitted, also while the mount ends.
 """
@@ -8,21 +8,23 @@ Invariant: steps of one key run and settle in the order in which they were submi
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import trio
 
+from tagfs.durability import Call, Work
 from tagfs.errors import CommitUncertain, TagfsError
 from tagfs.handles import Step
+from tagfs.lanes import Lanes
 from tagfs.names import RepositoryKey
 from tagfs.timings import Distribution
 
 log = logging.getLogger(__name__)
 
-THREADS = 8
-"""Steps that block at once: eight fsyncs in flight keep a disk busy (272 lists/s one by one, 1,151 with eight)."""
-
+HEAVY = 1 << 20
+"""Bytes of a list from which encoding it would keep the loop from answering others: 1 MiB takes about 2 ms."""
 
 MOST_WAITING = 256
 """Steps that may wait before writers do: each can hold a descriptor of a list that is not published yet."""
@@ -38,16 +40,17 @@ OUTCOMES = ("done", "refused", "failed", "uncertain")
 
 
 class _Pending:
-    """A submitted step; `error` is set before `done` where it failed, `seconds` once it has run."""
+    """A submitted step; `work` is there once it has begun, `error` is set before `done` where it failed."""
 
-    __slots__ = ("done", "error", "is_awaited", "seconds", "step")
+    __slots__ = ("began", "done", "error", "is_awaited", "step", "work")
 
     def __init__(self, step: Step, is_awaited: bool) -> None:
         self.step = step
         self.is_awaited = is_awaited
         self.done = trio.Event()
         self.error: BaseException | None = None
-        self.seconds = 0.0
+        self.work: Work[Any] | None = None
+        self.began = 0.0
 
 
 class _Line:
@@ -61,11 +64,10 @@ class _Line:
 
 
 class Commits:
-    """Runs steps in threads; lives as long as its nursery."""
+    """Runs steps: on the loop what does not block, in threads what does; lives as long as its nursery."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
-        self._nursery = nursery
-        self._limiter = trio.CapacityLimiter(THREADS)
+        self._lanes = Lanes(nursery)
         # INVARIANT: a key is here while, and only while, a step of it waits or runs.
         self._lines: dict[RepositoryKey, _Line] = {}
         # INVARIANT: the number of all that wait or run, and of their bytes.
@@ -87,7 +89,8 @@ class Commits:
             return
         pending = _Pending(step, is_awaited=True)
         self._enqueue(pending)
-        await pending.done.wait()
+        if not pending.done.is_set():
+            await pending.done.wait()
         if pending.error is not None:
             raise pending.error
 
@@ -122,8 +125,8 @@ class Commits:
 
     @property
     def in_flight(self) -> int:
-        """Those of them that run."""
-        return self._limiter.borrowed_tokens
+        """Those of them that have begun."""
+        return len(self._lines)
 
     @property
     def pending_bytes(self) -> int:
@@ -131,51 +134,62 @@ class Commits:
 
     def _enqueue(self, pending: _Pending) -> None:
         key = pending.step.key
-        line = self._lines.get(key)
-        if line is None:
-            line = self._lines[key] = _Line()
-            self._nursery.start_soon(self._work, key, line)
-        line.waiting.append(pending)
         self._depth += 1
         self._bytes += pending.step.size
+        line = self._lines.get(key)
+        if line is not None:
+            line.waiting.append(pending)
+            return
+        line = self._lines[key] = _Line()
+        line.waiting.append(pending)
+        self._go_on(key, line)
 
-    async def _work(self, key: RepositoryKey, line: _Line) -> None:
-        with trio.CancelScope(shield=True):
-            while line.waiting:
-                await self._perform(line.waiting[0])
-                pending = line.waiting.popleft()
-                self._depth -= 1
-                self._bytes -= pending.step.size
-                pending.done.set()
-                if self.ended is not None:
-                    self.ended(key)
-                self._crowd.unpark_all()
+    def _go_on(self, key: RepositoryKey, line: _Line, error: Exception | None = None) -> None:
+        """Do the first step of a line as far as it does not block, and if it ends the next; `error` is of what it was
+        blocked by."""
+        while line.waiting:
+            pending = line.waiting[0]
+            if pending.work is None:
+                pending.work = _begun(pending.step)
+                pending.began = perf_counter()
+            try:
+                blocking = pending.work.send(None) if error is None else pending.work.throw(error)
+            except StopIteration as end:
+                pending.error = _guarded(pending.step, pending.step.settle, end.value)
+                self.outcomes["done"] += 1
+            except Exception as failure:
+                pending.error = failure
+                self.outcomes[_outcome(failure)] += 1
+                _guarded(pending.step, pending.step.fail, failure)
+                if not pending.is_awaited:
+                    _tell(key, failure)
+            else:
+                self._lanes.add(blocking, partial(self._go_on, key, line))
+                return
+            error = None
+            self.durations.note(perf_counter() - pending.began)
+            line.waiting.popleft()
+            self._depth -= 1
+            self._bytes -= pending.step.size
+            pending.done.set()
+            if self.ended is not None:
+                self.ended(key)
+            self._crowd.unpark_all()
         del self._lines[key]
         line.idle.set()
 
-    async def _perform(self, pending: _Pending) -> None:
-        step = pending.step
-        try:
-            result = await trio.to_thread.run_sync(_timed, pending, limiter=self._limiter)
-        except Exception as error:
-            pending.error = error
-            self.outcomes[_outcome(error)] += 1
-            _guarded(step, step.fail, error)
-            if not pending.is_awaited:
-                _tell(step.key, error)
-        else:
-            pending.error = _guarded(step, step.settle, result)
-            self.outcomes["done"] += 1
-        self.durations.note(pending.seconds)
+
+def _begun(step: Step) -> Work[Any]:
+    """A step as work: all of it in a thread where it does not say where it blocks, or would hold up the loop."""
+    if step.work is not None and step.size < HEAVY:
+        return step.work()
+    return _called(step)
 
 
-def _timed(pending: _Pending) -> Any:
-    """Run a step; in a thread."""
-    began = perf_counter()
-    try:
-        return pending.step.run()
-    finally:
-        pending.seconds = perf_counter() - began
+def _called(step: Step) -> Work[Any]:
+    results: list[Any] = []
+    yield Call(lambda: results.append(step.run()))
+    return results[0]
 
 
 def _outcome(error: Exception) -> str:

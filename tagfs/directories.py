@@ -11,6 +11,7 @@ from contextlib import ExitStack, suppress
 
 from tagfs import sentinel, variants
 from tagfs.disk import Disk
+from tagfs.durability import Together, Unsynced, Work
 from tagfs.errors import (
     AlreadyExists,
     DirectoryNotEmpty,
@@ -38,6 +39,7 @@ class Directories(Store):
         self.codecs = codecs_of(format_)
         # INVARIANT: holds only directories whose entry in the directory above is durable.
         self._durable: set[tuple[str, ...]] = set()
+        self.together = Together(disk, root)
 
     def namespaces(self) -> list[str]:
         names: list[str] = []
@@ -176,29 +178,27 @@ class Directories(Store):
             raise StoreWaiting("the store was wiped, or its version changed, beneath")
 
     def _make_directories(self, key: RepositoryKey) -> None:
+        with suppress(RepositoryMissing), self.opened(key.namespace, key.name):
+            return
         with suppress(AlreadyExists):
             self.make_namespace(key.namespace)
         with suppress(AlreadyExists):
             self.make_repository(key)
 
-    def _sync_directories(self, key: RepositoryKey) -> None:
-        """Make the entries of all directories above a list durable, each once in the life of the store."""
-        for path in ((), (key.namespace,), (key.namespace, key.name)):
-            if path not in self._durable:
-                if not path:
-                    self.disk.sync_dir(self.root)
-                else:
-                    with self.opened(*path[:-1]) as above:
-                        self.disk.sync_dir(above)
-                self._durable.add(path)
+    def _syncing(self, key: RepositoryKey, files: tuple[int, ...] = (), directory: int | None = None) -> Work[None]:
+        """Make files durable, a directory, and the entries of all directories above a list: these once in the life of
+        the store."""
+        paths = [p for p in ((), (key.namespace,), (key.namespace, key.name)) if p not in self._durable]
+        with ExitStack() as opened:
+            above = [opened.enter_context(self.opened(*path[:-1])) if path else self.root for path in paths]
+            directories = above if directory is None else [directory, *above]
+            yield Unsynced(self.together, self.disk, files, tuple(directories))
+        self._durable.update(paths)
 
     def _variants(self, directory: int) -> list[Variant]:
         return variants.find(self.disk, directory, self.codecs)
 
 
-def _not_empty(error: OSError, path: str) -> Exception:
-    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-        return DirectoryNotEmpty(f"{path} is not empty")
 class _Opened:
     """A directory that is open within a `with`."""
 
@@ -216,4 +216,7 @@ class _Opened:
         self._directories.disk.close(self._descriptor)
 
 
+def _not_empty(error: OSError, path: str) -> Exception:
+    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        return DirectoryNotEmpty(f"{path} is not empty")
     return error

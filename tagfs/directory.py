@@ -13,6 +13,7 @@ from tagfs import taglist, variants
 from tagfs.codec import Codec
 from tagfs.directories import Directories
 from tagfs.disk import Disk
+from tagfs.durability import Unsynced, Work, done
 from tagfs.errors import CommitUncertain, ListCorrupt, ListMissing, ListTooLarge, RepositoryMissing
 from tagfs.names import HIDDEN_PREFIX, LIST, SWEEP_LEDGER, RepositoryKey
 from tagfs.policy import Policy
@@ -58,22 +59,29 @@ class DirectoryStore(Directories):
         raise ListMissing(f"{key} has no list")
 
     def is_stored_as(self, key: RepositoryKey, plain: bytes) -> bool:
+        return done(self.confirmation(key, plain))
+
+    def holds(self, key: RepositoryKey, plain: bytes) -> bool:
         try:
             with self.opened(key.namespace, key.name) as directory:
-                found = self._variants(directory)
-                if len(found) != 1 or found[0].codec is not self.policy.codec_for(len(plain)):
+                return self._only_variant(directory, key, plain) is not None
+        except (FileNotFoundError, ListCorrupt, RepositoryMissing):
+            return False
+
+    def confirmation(self, key: RepositoryKey, plain: bytes) -> Work[bool]:
+        try:
+            with self.opened(key.namespace, key.name) as directory:
+                version = self._only_variant(directory, key, plain)
+                if version is None:
                     return False
-                pinned = self._pin(directory, key, found[0])
-                try:
-                    if pinned.version.size != len(plain) or pinned.content() != plain:
-                        return False
-                finally:
-                    pinned.close()
-                if self._settled.get(key) != pinned.version.identity:
+                if self._settled.get(key) != version.identity:
                     # Its writer may have been killed before it was durable, or sync nothing at all.
-                    self._settle(directory, found[0].name)
-                    self._sync_directories(key)
-                    self._settled[key] = pinned.version.identity
+                    file = self.disk.open_file(directory, LIST + version.codec.suffix)
+                    try:
+                        yield from self._syncing(key, (file,), directory)
+                    finally:
+                        self.disk.close(file)
+                    self._settled[key] = version.identity
                 return True
         except (FileNotFoundError, ListCorrupt, RepositoryMissing):
             return False
@@ -110,6 +118,9 @@ class DirectoryStore(Directories):
         return stage
 
     def publish(self, stage: Stage, mtime_ns: int | None = None) -> Version:
+        return done(self.publication(stage, mtime_ns))
+
+    def publication(self, stage: Stage, mtime_ns: int | None = None) -> Work[Version]:
         assert isinstance(stage, _StagedFile)
         assert not stage.is_used_up
         key, disk = stage.key, self.disk
@@ -121,13 +132,15 @@ class DirectoryStore(Directories):
                 stale = [variant for variant in self._variants(directory) if variant.name != name]
                 hidden = self._hidden(directory)
                 later_mtime_ns = self._outrank(stage, stale, mtime_ns)
-                disk.sync(stage.file)
-                self._sync_directories(key)
+                yield from self._syncing(key, (stage.file,))
                 disk.rename(self.stages.descriptor, stage.name, directory, name)
                 stage.is_used_up = True
                 try:
-                    disk.sync_dir(directory)
-                    self._remove_stale(directory, [*(variant.name for variant in stale), *hidden])
+                    yield Unsynced(self.together, disk, directories=(directory,))
+                    superseded = [*(variant.name for variant in stale), *hidden]
+                    if superseded:
+                        self._unlink(directory, superseded)
+                        yield Unsynced(self.together, disk, directories=(directory,))
                     if later_mtime_ns is not None:
                         disk.set_mtime(stage.file, later_mtime_ns)
                     version = variants.version_of(stage.codec, stage.size, disk.stat_open(stage.file))
@@ -287,11 +300,14 @@ class DirectoryStore(Directories):
         self.disk.sync_dir(directory)
 
     def _remove_stale(self, directory: int, names: list[str]) -> None:
+        self._unlink(directory, names)
+        if names:
+            self.disk.sync_dir(directory)
+
+    def _unlink(self, directory: int, names: list[str]) -> None:
         for name in names:
             with suppress(FileNotFoundError):
                 self.disk.unlink(directory, name)
-        if names:
-            self.disk.sync_dir(directory)
 
     def _hidden(self, directory: int) -> list[str]:
         return [variant.name for variant in variants.find_hidden(self.disk, directory, self.codecs)]

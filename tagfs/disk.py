@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import stat
 from typing import Protocol
 
@@ -27,6 +28,9 @@ _HOW = (ctypes.c_uint64 * 3)(_DIRECTORY | os.O_NOFOLLOW, 0, _RESOLVE_NO_SYMLINKS
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
+
+_STATFS_WORDS = 32
+"""More than `struct statfs` has."""
 
 
 class FileStatus(Protocol):
@@ -112,6 +116,19 @@ class Disk:
         if _libc.syncfs(directory) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
+
+    def kind(self, directory: int) -> int:
+        """The number by which the kernel knows the kind of file system that `directory` is on: fstatfs(2)."""
+        status = (ctypes.c_long * _STATFS_WORDS)()
+        if _libc.fstatfs(directory, status) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return status[0] & 0xFFFFFFFF
+
+    def tells_of_lost_writes(self) -> bool:
+        """Whether `sync_filesystem` fails where anything written before was lost: Linux 5.8."""
+        major, minor = re.findall(r"\d+", os.uname().release)[:2]
+        return (int(major), int(minor)) >= (5, 8)
 
     def rename(self, directory: int, name: str, to_directory: int, to_name: str) -> None:
         os.rename(name, to_name, src_dir_fd=directory, dst_dir_fd=to_directory)

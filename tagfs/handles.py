@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tagfs.buffers import Scratch
+from tagfs.durability import Work
 from tagfs.inodes import DirectoryNode, ListNode
 from tagfs.names import RepositoryKey
 from tagfs.writer import Writer
@@ -17,13 +18,15 @@ from tagfs.writer import Writer
 @dataclass(frozen=True, slots=True)
 class Step:
     """Something that blocks, for one key: `run` touches the store alone and may run in a thread, then `settle` takes
-    its result into the tables of the tree, or `fail` its error.  `size` is the bytes that `run` has to work through."""
+    its result into the tables of the tree, or `fail` its error.  `size` is the bytes that `run` has to work through.
+    `work`, where there is one, does the same and says where it blocks."""
 
     key: RepositoryKey
     run: Callable[[], Any]
     settle: Callable[[Any], None]
     fail: Callable[[BaseException], None] = field(default=lambda error: None)
     size: int = 0
+    work: Callable[[], Work[Any]] | None = None
 
 
 @dataclass(slots=True)

@@ -4,23 +4,13 @@ Owns: names, kinds, labels, help; the text that Prometheus scrapes.
 Does not know: every other module; who counts what.
 Names follow https://prometheus.io/docs/practices/naming/: base units, `_total` for what only grows.
 
-Imported only by a mount that exposes metrics: prometheus_client takes some megabytes.
+Format: the text format 0.0.4, which every Prometheus reads
+(https://prometheus.io/docs/instrumenting/exposition_formats/).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
-
-from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-    SummaryMetricFamily,
-)
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
 
 COUNTER, GAUGE, HISTOGRAM, SUMMARY = "counter", "gauge", "histogram", "summary"
 
@@ -80,9 +70,9 @@ METRICS = (
         " stays) or uncertain (readers see the new list, and it may not be durable).",
         ("result",),
     ),
-    Description("tagfs_commit_duration_seconds", HISTOGRAM, "In the thread, fsync included; waiting for it is not."),
-    Description("tagfs_commits_in_flight", GAUGE, "Commits that threads are at work on."),
-    Description("tagfs_commits_waiting", GAUGE, "Commits that wait for a thread, or for earlier ones of their list."),
+    Description("tagfs_commit_duration_seconds", HISTOGRAM, "From its turn to its end, fsync included."),
+    Description("tagfs_commits_in_flight", GAUGE, "Commits that have begun."),
+    Description("tagfs_commits_waiting", GAUGE, "Commits that wait for earlier ones of their list."),
     Description("tagfs_commits_pending_bytes", GAUGE, "Plain bytes of the lists in both."),
     Description("tagfs_staged_bytes", GAUGE, "What open writers and scratch files hold in memory."),
     Description("tagfs_staged_limit_bytes", GAUGE, "What they may hold; beyond it a write is answered with ENOSPC."),
@@ -125,20 +115,18 @@ METRICS = (
         HISTOGRAM,
         "How much later than due the loop woke up, looked at once a second: what every request may wait.",
     ),
+    Description("process_cpu_seconds_total", COUNTER, "Time on a processor, of the program and of the kernel for it."),
+    Description("process_resident_memory_bytes", GAUGE, "Memory that is in use."),
+    Description("process_virtual_memory_bytes", GAUGE, "Addresses that are in use."),
+    Description("process_start_time_seconds", GAUGE, "When the process began, since 1970."),
+    Description("process_open_fds", GAUGE, "Descriptors that are open."),
+    Description("process_max_fds", GAUGE, "Descriptors that may be open."),
     Description("tagfs_log_messages_total", COUNTER, "Lines that were logged as warning or error.", ("level",)),
 )
 
 NAMES = {one.name: one for one in METRICS}
 
-PROCESS_METRICS = (
-    "process_virtual_memory_bytes",
-    "process_resident_memory_bytes",
-    "process_start_time_seconds",
-    "process_cpu_seconds_total",
-    "process_open_fds",
-    "process_max_fds",
-)
-"""What prometheus_client adds, under the names that all exporters share."""
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Spread(Protocol):
@@ -156,7 +144,7 @@ Figures = dict[str, Figure | Mapping[tuple[str, ...], Figure] | None]
 """Name -> its figure, or label values -> figure; None: not known now, and so absent."""
 
 
-class Exposition(Collector):
+class Exposition:
     """Reads figures when it is scraped.
 
     Args:
@@ -165,50 +153,51 @@ class Exposition(Collector):
 
     def __init__(self, read: Callable[[], Figures]) -> None:
         self._read = read
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
 
-    def describe(self) -> Iterator[Metric]:
-        """Nothing: figures are not read before they are asked for."""
-        return iter(())
-
-    def collect(self) -> Iterator[Metric]:
+    def text(self) -> bytes:
+        """What Prometheus reads."""
+        lines: list[str] = []
         for name, figure in self._read().items():
             if figure is not None:
                 labelled: Mapping[tuple[str, ...], Figure] = figure if isinstance(figure, Mapping) else {(): figure}
-                yield _family(NAMES[name], labelled)
-
-    def text(self, accept: str) -> tuple[bytes, str]:
-        """The exposition, and its content type, in the format that suits the header Accept best."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+                lines += _family(NAMES[name], labelled)
+        return "\n".join([*lines, ""]).encode()
 
 
-def _family(metric: Description, figures: Mapping[tuple[str, ...], Figure]) -> Metric:
-    if metric.kind == HISTOGRAM:
-        histogram = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
-        for labels, figure in figures.items():
-            assert not isinstance(figure, int | float | tuple)
-            histogram.add_metric(labels, _cumulated(figure), figure.sum)
-        return histogram
-    if metric.kind == SUMMARY:
-        summary = SummaryMetricFamily(metric.name, metric.help, labels=metric.labels)
-        for labels, figure in figures.items():
-            assert isinstance(figure, tuple)
-            summary.add_metric(labels, figure[0], figure[1])
-        return summary
-    kind = CounterMetricFamily if metric.kind == COUNTER else GaugeMetricFamily
-    family = kind(metric.name, metric.help, labels=metric.labels)
-    for labels, figure in figures.items():
-        assert isinstance(figure, int | float)
-        family.add_metric(labels, figure)
-    return family
+def _family(metric: Description, figures: Mapping[tuple[str, ...], Figure]) -> Iterator[str]:
+    yield f"# HELP {metric.name} {_escaped(metric.help)}"
+    yield f"# TYPE {metric.name} {metric.kind}"
+    for values, figure in figures.items():
+        labels = [f'{name}="{_escaped(value, quote=True)}"' for name, value in zip(metric.labels, values, strict=True)]
+        for suffix, more, value in _samples(figure):
+            shown = ",".join(labels + more)
+            yield (
+                f"{metric.name}{suffix}{{{shown}}} {_number(value)}"
+                if shown
+                else f"{metric.name}{suffix} {_number(value)}"
+            )
 
 
-def _cumulated(spread: Spread) -> Sequence[tuple[str, float]]:
-    total, buckets = 0, []
-    for bound, count in zip((*(repr(bound) for bound in spread.bounds), "+Inf"), spread.counts, strict=True):
-        total += count
-        buckets.append((bound, float(total)))
-    return buckets
+def _samples(figure: Figure) -> Iterator[tuple[str, list[str], float]]:
+    """(what follows the name, further labels, value) of each sample."""
+    if isinstance(figure, int | float):
+        yield "", [], figure
+    elif isinstance(figure, tuple):
+        yield "_count", [], figure[0]
+        yield "_sum", [], figure[1]
+    else:
+        total = 0
+        for bound, count in zip((*map(_number, figure.bounds), "+Inf"), figure.counts, strict=True):
+            total += count
+            yield "_bucket", [f'le="{bound}"'], total
+        yield "_count", [], total
+        yield "_sum", [], figure.sum
+
+
+def _number(value: float) -> str:
+    return repr(float(value)) if value % 1 else str(int(value))
+
+
+def _escaped(text: str, quote: bool = False) -> str:
+    text = text.replace("\\", r"\\").replace("\n", r"\n")
+    return text.replace('"', r"\"") if quote else text

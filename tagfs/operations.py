@@ -16,15 +16,12 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from tagfs import errors
-from tagfs.commits import Commits
+from tagfs.commits import HEAVY, Commits
 from tagfs.errnos import errno_of
 from tagfs.handles import Step
 from tagfs.inodes import ROOT_ID
 from tagfs.replacing import WritableTree
 from tagfs.tree import FOREVER, Attributes, Tree
-
-HEAVY = 1 << 20
-"""Bytes of a list from which encoding it would keep the loop from answering others: 1 MiB takes about 2 ms."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

@@ -9,8 +9,10 @@ another, in the order in which they were made.
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from tagfs.buffers import Scratch
+from tagfs.durability import Work, done
 from tagfs.errors import (
     CommitUncertain,
     EmptyingRefused,
@@ -71,7 +73,7 @@ class Publishing(Writing):
 
         def run() -> Stage | None:
             whole = _appended(self.store, key, plain) if appends else plain
-            return None if self.store.is_stored_as(key, whole) else self.store.stage(key, whole)
+            return None if self.store.holds(key, whole) else self.store.stage(key, whole)
 
         def settle(stage: Stage | None) -> None:
             self._drop_stage(writer)
@@ -107,7 +109,7 @@ class Publishing(Writing):
             else:
                 writer.failed()
 
-        return Step(key, step.run, settle, fail, step.size)
+        return replace(step, settle=settle, fail=fail)
 
     def release(self, handle: int) -> None:
         """Let go of a handle; what it would still commit was taken by `flush` and `commit` before."""
@@ -169,12 +171,12 @@ class Publishing(Writing):
         """
         plain, stage = staged.plain, staged.stage
 
-        def run() -> tuple[Version, bool] | None:
+        def work() -> Work[tuple[Version, bool] | None]:
             if not is_wanted():
                 self._discard(stage)
                 return None
             whole = _appended(self.store, key, plain) if staged.appends else plain
-            if key not in self._uncertain and self.store.is_stored_as(key, whole):
+            if key not in self._uncertain and (yield from self.store.confirmation(key, whole)):
                 self._discard(stage)
                 if mtime_ns is not None:
                     self.store.set_mtime(key, mtime_ns)
@@ -183,7 +185,7 @@ class Publishing(Writing):
             if ready is None or staged.appends:
                 self._discard(ready)
                 ready = self.store.stage(key, whole)
-            return self.store.publish(ready, mtime_ns), True
+            return (yield from self.store.publication(ready, mtime_ns)), True
 
         def settle(result: tuple[Version, bool] | None) -> None:
             if result is None:
@@ -205,7 +207,7 @@ class Publishing(Writing):
             self.inodes.supersede(key)
             self._discard(stage)
 
-        return Step(key, run, settle, fail, len(plain))
+        return Step(key, lambda: done(work()), settle, fail, len(plain), work)
 
     def _discard(self, stage: Stage | None) -> None:
         if stage is not None:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from tagfs import taglist
 from tagfs.buffers import Buffer, Scratch
@@ -199,7 +200,7 @@ class WritableTree(Publishing):
             step.fail(error)
             scratch.list_key = None
 
-        return Step(key, step.run, settle, fail, step.size)
+        return replace(step, settle=settle, fail=fail)
 
     def unlink(self, parent: int, name: bytes) -> Step | None:
         path = self._directory(parent).path

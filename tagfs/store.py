@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tagfs.codec import Codec
+from tagfs.durability import Call, Work
 from tagfs.errors import ListMissing, RepositoryMissing
 from tagfs.names import RepositoryKey
 
@@ -61,6 +62,7 @@ class Snapshot(ABC):
     def unload(self) -> None:
         """Let go of stored bytes that were read ahead."""
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of what pins the version; closing twice is no error."""
 
@@ -146,6 +148,21 @@ class Store(ABC):
     @abstractmethod
     def is_stored_as(self, key: RepositoryKey, plain: bytes) -> bool:
         """Whether the list is `plain` already, durably, and stored as it would be now: writing it changes nothing."""
+
+    def holds(self, key: RepositoryKey, plain: bytes) -> bool:
+        """`is_stored_as`, durably or not."""
+        return self.is_stored_as(key, plain)
+
+    def publication(self, stage: Stage, mtime_ns: int | None = None) -> Work[Version]:
+        """`publish`, as work that says where it blocks."""
+        versions: list[Version] = []
+        yield Call(lambda: versions.append(self.publish(stage, mtime_ns)))
+        return versions[0]
+
+    def confirmation(self, key: RepositoryKey, plain: bytes) -> Work[bool]:
+        """`is_stored_as`, as work that says where it blocks."""
+        yield from ()
+        return self.is_stored_as(key, plain)
 
     @abstractmethod
     def set_mtime(self, key: RepositoryKey, mtime_ns: int) -> None:

@@ -9,9 +9,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tagfs.commits import MOST_BYTES, MOST_WAITING, THREADS, Commits
+from tagfs.commits import MOST_BYTES, MOST_WAITING, Commits
 from tagfs.errors import CommitUncertain, ListCorrupt
 from tagfs.handles import Step
+from tagfs.lanes import THREADS
 from tagfs.names import RepositoryKey
 
 ONE = RepositoryKey("team", "one")

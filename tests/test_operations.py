@@ -19,12 +19,12 @@ from pyfuse3 import EntryAttributes, FUSEError
 from trio.testing import wait_all_tasks_blocked
 
 from tagfs import errors
-from tagfs.commits import MOST_WAITING, Commits
+from tagfs.commits import HEAVY, MOST_WAITING, Commits
 from tagfs.errnos import ERRNOS, PASSED_ON, REPEAT_AFTER, Complaints, errno_of
 from tagfs.inodes import ROOT_ID
 from tagfs.memory import MemoryStore
 from tagfs.names import BASE, RepositoryKey
-from tagfs.operations import HEAVY, Operations, answered
+from tagfs.operations import Operations, answered
 from tagfs.replacing import WritableTree
 from tagfs.store import Stage, Version
 from tagfs.tree import FOREVER, Tree, View

@@ -15,6 +15,7 @@ import pytest
 from tagfs import sentinel
 from tagfs.directory import DirectoryStore
 from tagfs.disk import Disk
+from tagfs.durability import done
 from tagfs.errors import CommitUncertain, ListMissing, StoreWaiting, TagfsError
 from tagfs.names import BASE, LIST, LOST_AND_FOUND, STAGE_DIRECTORY, RepositoryKey
 from tagfs.policy import Policy
@@ -581,7 +582,7 @@ class WritesInPlace(DirectoryStore):
     def replace(self, key: RepositoryKey, plain: bytes, mtime_ns: int | None = None) -> Version:
         codec = self.policy.codec_for(len(plain))
         self._make_directories(key)
-        self._sync_directories(key)
+        done(self._syncing(key))
         with self.opened(key.namespace, key.name) as directory:
             for variant in self._variants(directory):
                 self.disk.unlink(directory, variant.name)
