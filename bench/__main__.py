@@ -8,6 +8,7 @@ It wants root: mounts, loop devices, counting requests.  It ends with 1 where a 
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -35,12 +36,12 @@ def groups(is_full: bool) -> dict[str, Callable[[Path, Results], None]]:
     def read(work: Path, results: Results) -> None:
         every = [datasets.real(), big, *([datasets.synthetic(5_000, 5_000)] if is_full else [])]
         for data in every:
-            with _scratch(work) as inner:
+            with _scratch(work) as inner, _told(data.name):
                 reads.measure(data, inner, rounds, results)
 
     def store(work: Path, results: Results) -> None:
         for data in (datasets.real(), *(_FULL if is_full else _QUICK)):
-            with _scratch(work) as inner:
+            with _scratch(work) as inner, _told(data.name):
                 own_cpu[data.name] = storage.measure(data, inner, rounds, results)
 
     def write(work: Path, results: Results) -> None:
@@ -71,6 +72,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         print("bench: without root there are no loop devices and no count of requests; what needs them is left out")
+    # Whatever ends the run, what it mounted is unmounted on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     results = Results()
     failed: list[str] = []
     with _scratch(Path(os.environ.get("TMPDIR", "/var/tmp"))) as work:
@@ -79,16 +82,14 @@ def main() -> int:
             print(f"bench: the machine is busy (load {load}): figures will be worse than they are")
         for name, measure in groups(arguments.full).items():
             if arguments.only is None or name in arguments.only:
-                began = time.monotonic()
-                print(f"==> {name}", flush=True)
                 try:
-                    measure(work, results)
+                    with _told(name):
+                        measure(work, results)
                 except Exception as error:
                     # What was measured before is still worth its page; the run fails all the same.
                     traceback.print_exc()
                     results.missing[f"the rest of {name}"] = f"{type(error).__name__}: {error}"
                     failed.append(name)
-                print(f"    {time.monotonic() - began:.0f} s", flush=True)
         told = record.worse(results.rows, record.load())
         page.show(results, told)
         if arguments.only is None:
@@ -98,6 +99,14 @@ def main() -> int:
     if arguments.record:
         record.save(results.rows)
     return 1 if told or failed else 0
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    began = time.monotonic()
+    print(f"==> {what}", flush=True)
+    yield
+    print(f"    {what}: {time.monotonic() - began:.0f} s", flush=True)
 
 
 @contextmanager
