@@ -4,7 +4,6 @@ Owns: showing the store while it is ready, and the tasks beside the session.
 Does not know: tag bytes.
 """
 
-import ctypes
 import gc
 import itertools
 import logging
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tagfs import device, mountpoint, tidy
+from tagfs import device, heap, mountpoint, tidy
 from tagfs.commits import Commits
 from tagfs.directory import DirectoryStore
 from tagfs.errors import MountRefused, SettingRefused, StoreHeld, StoreWaiting, TagfsError
@@ -328,12 +327,10 @@ def _allow_many_files() -> None:
 
 
 def _give_back_memory() -> None:
-    """Free what only the imports needed: 1.5 MiB in every pod.  malloc_trim(3); musl has none."""
+    """Free what only the imports needed: 1.5 MiB in every pod."""
     gc.collect()
     gc.freeze()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    heap.give_back()
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -13,6 +13,7 @@ from math import inf
 
 import trio
 
+from tagfs import heap
 from tagfs.errors import InventoryIncomplete, TagfsError
 from tagfs.inventory import Inventory
 from tagfs.names import RepositoryKey
@@ -78,7 +79,10 @@ class Sweeper:
             with trio.move_on_after(pause):
                 await self._requested.wait()
             self._requested = trio.Event()
-            if await self._try(removal):
+            is_done = await self._try(removal)
+            # The pages of a large list and the keys that were compared: some megabytes.
+            heap.give_back()
+            if is_done:
                 backoff.reset()
                 pause = self._interval * random.uniform(*JITTER) or inf
             else:

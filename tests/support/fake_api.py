@@ -11,11 +11,12 @@ import re
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import h11
@@ -29,6 +30,8 @@ from tagfs.names import RepositoryKey
 from tests.support.clusters import NONE, Cluster, Labels
 
 BOOKMARK_INTERVAL = 60.0
+
+_T = TypeVar("_T")
 
 HOST = "127.0.0.1"
 SERVER_NAME = "api.test"
@@ -132,7 +135,7 @@ class FakeCluster(Cluster):
     """Lives as long as its nursery.
 
     `requests` is what was asked, `faults` what the next requests meet that they are meant for; `cut` is after how many
-    bytes each connection ends, and whether in a reset.
+    bytes each connection ends, and whether in a reset; `ballast` is in the annotations of each object of a list.
     """
 
     def __init__(
@@ -145,6 +148,7 @@ class FakeCluster(Cluster):
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.cut: tuple[int, bool] | None = None
+        self.ballast = ""
         self.token = "token-1"
         self._host = host
         self._directory = directory
@@ -344,7 +348,7 @@ class FakeCluster(Cluster):
         if start + limit < len(found):
             metadata["continue"] = base64.b64encode(json.dumps([version, start + limit]).encode()).decode()
             metadata["remainingItemCount"] = len(found) - start - limit
-        items = [_object(key, labels, version) for key, labels in found[start : start + limit]]
+        items = [_object(key, labels, version, self.ballast) for key, labels in found[start : start + limit]]
         document = {"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}
         return 200, json.dumps(document | {"items": items}).encode()
 
@@ -415,8 +419,9 @@ def _holds(requirement: re.Match[str], labels: Labels) -> bool:
     return (value is None) == bool(requirement["absent"])
 
 
-def _object(key: RepositoryKey, labels: Labels, version: int) -> dict[str, Any]:
+def _object(key: RepositoryKey, labels: Labels, version: int, ballast: str = "") -> dict[str, Any]:
     metadata = {"name": key.name, "namespace": key.namespace, "labels": labels, "resourceVersion": str(version)}
+    metadata["annotations"] = {"ballast": ballast}
     return {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}
 
 
@@ -459,3 +464,50 @@ async def fake_cluster(
         await cluster.start()
         yield cluster
         nursery.cancel_scope.cancel()
+
+
+class ServedCluster:
+    """A fake in a thread of its own, for tests that block: they hand it what to do."""
+
+    def __init__(self, directory: Path, authority: trustme.CA) -> None:
+        self._directory = directory
+        self._authority = authority
+        self._is_served = threading.Event()
+        self._thread = threading.Thread(target=trio.run, args=(self._run,), name="fake API server")
+
+    def __enter__(self) -> "ServedCluster":
+        self._thread.start()
+        self._is_served.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        trio.from_thread.run_sync(self._ending.set, trio_token=self._token)
+        self._thread.join()
+
+    async def _run(self) -> None:
+        self._ending = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+        async with fake_cluster(self._directory, self._authority) as self.fake:
+            self._is_served.set()
+            await self._ending.wait()
+
+    def do(self, work: Callable[..., Awaitable[_T]], *arguments: Any) -> _T:
+        """Run a method of `fake`."""
+        return trio.from_thread.run(work, *arguments, trio_token=self._token)
+
+    def kubeconfig(self) -> Path:
+        """A file that names it, and the token and the authority by their files."""
+        path = self._directory / "kubeconfig"
+        path.write_text(
+            json.dumps(
+                {
+                    "current-context": "it",
+                    "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
+                    "clusters": [
+                        {"name": "it", "cluster": {"server": self.fake.url, "certificate-authority": "ca.crt"}}
+                    ],
+                    "users": [{"name": "it", "user": {"tokenFile": "token"}}],
+                }
+            )
+        )
+        return path
