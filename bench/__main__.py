@@ -7,6 +7,7 @@ It wants root: mounts, loop devices, counting requests.  It ends with 1 where a 
 """
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -24,25 +25,32 @@ from bench.results import Results
 DOCUMENT = PROJECT / "docs" / "benchmarks.md"
 
 _QUICK = (datasets.synthetic(1_000, 10), datasets.synthetic(1_000, 400))
+_BUDGET = 2.0
+"""Seconds for a side in one comparison of a short run: what is slow is measured less often."""
+
 _FULL = (datasets.synthetic(1_000, 10), datasets.synthetic(5_000, 400), datasets.synthetic(1_000, 5_000))
 
 
 def groups(is_full: bool) -> dict[str, Callable[[Path, Results], None]]:
     """Name -> what measures it, in the order of running."""
     rounds = 5 if is_full else 3
-    big = datasets.synthetic(5_000, 400)
+    pace = rounds, math.inf if is_full else _BUDGET
     own_cpu: dict[str, float] = {}
 
     def read(work: Path, results: Results) -> None:
-        every = [datasets.real(), big, *([datasets.synthetic(5_000, 5_000)] if is_full else [])]
+        quick, full = (
+            [datasets.synthetic(2_000, 400)],
+            [datasets.synthetic(5_000, 400), datasets.synthetic(5_000, 5_000)],
+        )
+        every = [datasets.real(), *(full if is_full else quick)]
         for data in every:
             with _scratch(work) as inner, _told(data.name):
-                reads.measure(data, inner, rounds, results)
+                reads.measure(data, inner, pace, results)
 
     def store(work: Path, results: Results) -> None:
         for data in (datasets.real(), *(_FULL if is_full else _QUICK)):
             with _scratch(work) as inner, _told(data.name):
-                own_cpu[data.name] = storage.measure(data, inner, rounds, results)
+                own_cpu[data.name] = storage.measure(data, inner, pace, results)
 
     def write(work: Path, results: Results) -> None:
         for data in _FULL[1:] if is_full else _QUICK[1:]:

@@ -5,6 +5,7 @@ Does not know: what is measured.
 """
 
 import hashlib
+import math
 import os
 import statistics
 import subprocess
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+
+Pace = tuple[int, float]
+"""Rounds; the seconds after which a side sits out those that are left."""
 
 _TRACING = Path("/sys/kernel/tracing")
 _INSTANCE = "tagfs-bench"
@@ -43,10 +47,15 @@ def run(command: Sequence[str], directory: Path, output: Path, codes: tuple[int,
         child = subprocess.Popen(command, cwd=directory, stdin=subprocess.DEVNULL, stdout=stream, stderr=errors)
         watch = threading.Timer(_PATIENCE, child.kill)
         watch.start()
-        _, status, usage = os.wait4(child.pid, 0)
-        watch.cancel()
-        wall = time.perf_counter() - clock
-        child.returncode = os.waitstatus_to_exitcode(status)
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+            wall = time.perf_counter() - clock
+            child.returncode = os.waitstatus_to_exitcode(status)
+        finally:
+            watch.cancel()
+            if child.returncode is None:
+                child.kill()
+                child.wait()
         if child.returncode not in codes:
             errors.seek(0)
             told = errors.read(500).decode(errors="replace").strip()
@@ -152,14 +161,21 @@ class RequestCounter:
 # -- rounds
 
 
-def alternated(sides: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """Each side once in each round, in an order that turns, so that a slow moment of the machine hits all of them."""
+def alternated(sides: Mapping[str, Callable[[], T]], rounds: int, budget: float = math.inf) -> dict[str, list[T]]:
+    """Each side once in each round, in an order that turns, so that a slow moment of the machine hits all of them.
+
+    A side that has taken `budget` seconds sits out the rounds that are left.
+    """
     names = list(sides)
     results: dict[str, list[T]] = {name: [] for name in names}
+    spent = dict.fromkeys(names, 0.0)
     for number in range(rounds):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            results[name].append(sides[name]())
+            if spent[name] < budget:
+                began = time.perf_counter()
+                results[name].append(sides[name]())
+                spent[name] += time.perf_counter() - began
     return results
 
 
@@ -168,8 +184,8 @@ def median(values: Iterable[float]) -> float:
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median of the ratios round by round."""
-    return statistics.median(mine / max(other, 1e-9) for mine, other in zip(ours, theirs, strict=True))
+    """The median of the ratios round by round, as far as both sides took part."""
+    return statistics.median(mine / max(other, 1e-9) for mine, other in zip(ours, theirs, strict=False))
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

@@ -117,13 +117,11 @@ class Daemon(Place):
             self.process = subprocess.Popen(
                 self.argv, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, cwd=PROJECT
             )
-        deadline = time.monotonic() + _PATIENCE
-        while not (self._is_up(log)):
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                said = _last_line(log.read_text(errors="replace"))
-                self.stop()
-                raise PeerMissing(f"{self.name} does not mount: {said or 'it says nothing'}")
-            time.sleep(0.002)
+        try:
+            self._await_up(log)
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self) -> None:
         process, self.process = self.process, None
@@ -140,6 +138,15 @@ class Daemon(Place):
             process.wait()
         if mountpoint.mounted_at(str(self.point)) is not None:
             subprocess.run(["fusermount3", "-u", "-z", str(self.point)], capture_output=True, check=False)
+
+    def _await_up(self, log: Path) -> None:
+        assert self.process is not None
+        deadline = time.monotonic() + _PATIENCE
+        while not self._is_up(log):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                said = _last_line(log.read_text(errors="replace"))
+                raise PeerMissing(f"{self.name} does not mount: {said or 'it says nothing'}")
+            time.sleep(0.002)
 
     def _is_up(self, log: Path) -> bool:
         if self.is_ready is not None:

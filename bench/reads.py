@@ -11,10 +11,13 @@ from pathlib import Path
 
 from bench import datasets, places, readings
 from bench.datasets import DataSet
-from bench.measure import ProgramFailed, RequestCounter, alternated, cpu_of, digest_of_lines, run
+from bench.measure import Pace, ProgramFailed, RequestCounter, alternated, cpu_of, digest_of_lines, run
 from bench.places import PeerMissing, Place
 from bench.readings import BOTH, EXT4, FUSE_ZSTD, GREP, OURS, SLOW, SQUASHFUSE, Sample, Samples
 from bench.results import Results
+
+_SHORT = 0.5
+"""Seconds: what takes longer is warmed up once, not twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class Program:
     normal: Callable[[bytes], bytes | None] = lambda line: line
 
 
-def measure(data: DataSet, work: Path, rounds: int, results: Results) -> None:
+def measure(data: DataSet, work: Path, pace: Pace, results: Results) -> None:
     plain, store = work / "plain", work / "store"
     datasets.write(data, plain, store)
     names = work / "names"
@@ -40,11 +43,11 @@ def measure(data: DataSet, work: Path, rounds: int, results: Results) -> None:
     output = work / "output"
     try:
         sides = same_bytes(sides, programs, output, results)
-        fresh = _fresh(sides, programs, output, rounds, counter)
-        warm = _warm(sides, programs, output, rounds, counter)
+        fresh = _fresh(sides, programs, output, pace, counter)
+        warm = _warm(sides, programs, output, pace, counter)
     finally:
         counter.close()
-    _beside_mounts(data, store, output, rounds, warm, results)
+    _beside_mounts(data, store, output, pace, warm, results)
     readings.tell(data, [program.name for program in programs], warm, fresh, results)
 
 
@@ -115,19 +118,19 @@ def same_bytes(sides: list[Place], programs: list[Program], output: Path, result
     return good
 
 
-def _fresh(sides: list[Place], programs: list[Program], output: Path, rounds: int, counter: RequestCounter) -> Samples:
+def _fresh(sides: list[Place], programs: list[Program], output: Path, pace: Pace, counter: RequestCounter) -> Samples:
     """Each program on a mount that was made for it; what is beneath is in the page cache."""
     found: Samples = {}
     for program in programs:
         mounted = {
             side.name: partial(_sample_once, side, program, output, counter) for side in sides if side.name != EXT4
         }
-        for name, samples in alternated(mounted, rounds).items():
+        for name, samples in alternated(mounted, *pace).items():
             found[name, program.name] = samples
     return found
 
 
-def _warm(sides: list[Place], programs: list[Program], output: Path, rounds: int, counter: RequestCounter) -> Samples:
+def _warm(sides: list[Place], programs: list[Program], output: Path, pace: Pace, counter: RequestCounter) -> Samples:
     found: Samples = {}
     started: list[Place] = []
     try:
@@ -136,11 +139,9 @@ def _warm(sides: list[Place], programs: list[Program], output: Path, rounds: int
             started.append(side)
         for program in programs:
             for side in sides:
-                for _ in range(2):
+                if run(program.argv, side.lists, output, program.codes).wall < _SHORT:
                     run(program.argv, side.lists, output, program.codes)
-            samples = alternated(
-                {side.name: partial(_sample, side, program, output, counter) for side in sides}, rounds
-            )
+            samples = alternated({side.name: partial(_sample, side, program, output, counter) for side in sides}, *pace)
             for name, runs in samples.items():
                 found[name, program.name] = runs
     finally:
@@ -166,7 +167,7 @@ def _sample(side: Place, program: Program, output: Path, counter: RequestCounter
     return Sample(cost.wall, cost.cpu + (cpu_of(pid) - before if pid else 0.0), requests)
 
 
-def _beside_mounts(data: DataSet, store: Path, output: Path, rounds: int, warm: Samples, results: Results) -> None:
+def _beside_mounts(data: DataSet, store: Path, output: Path, pace: Pace, warm: Samples, results: Results) -> None:
     """Programs that read the compressed files of a store by themselves, without any mount."""
     makers: dict[str, Callable[[], tuple[str, ...]]] = {
         "zstd -dc | grep -c, on the store": lambda: (
@@ -197,7 +198,7 @@ def _beside_mounts(data: DataSet, store: Path, output: Path, rounds: int, warm: 
             sides[name] = partial(run, argv, store / "imagerepository", output, (0, 1, 123))
         except (PeerMissing, ProgramFailed) as error:
             results.missing[name] = str(error)
-    for name, costs in alternated(sides, min(rounds, 3)).items():
+    for name, costs in alternated(sides, *pace).items():
         warm[name, GREP] = [Sample(cost.wall, cost.cpu, None) for cost in costs]
 
 
