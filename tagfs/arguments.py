@@ -82,6 +82,15 @@ examples:
   tagfs sweep /var/lib/tags --inventory manifests:clusters/prod --manifests-ignore templates
   kustomize build clusters/prod | tagfs sweep /var/lib/tags --inventory manifests:-"""
 
+_WATCH = """\
+Tells each list that changes from now on, until Ctrl-C. A mount may be unmounted and come back meanwhile, a store be
+wiped; what nobody could tell is said to be missed. --json prints the events that docs/changes.md describes, one a line.
+
+examples:
+  tagfs watch /mnt/tags
+  tagfs watch --namespace team-a /var/lib/tags
+  tagfs watch --json /mnt/tags | jq -r 'select(.data.added != []) | .subject'"""
+
 
 class Parser(argparse.ArgumentParser):
     """Complains in one line that says where to look."""
@@ -149,11 +158,16 @@ def parser(runs: Mapping[str, Run], endings: str) -> argparse.ArgumentParser:
     sweep.add_argument("--dry-run", action="store_true", help="tell what would go, and delete nothing")
     sweep.add_argument("--json", action="store_true", help="one object with stable keys, sizes in bytes")
 
+    watch = command("watch", "tell what changes, as it changes", _WATCH)
+    watch.add_argument("path", metavar="PATH", help="a store, or a mount or what is in it")
+    watch.add_argument("--json", action="store_true", help="one object a line, as a mount's .changes has them")
+
     by_flag = {setting.flag: setting for setting in SETTINGS}
     for flag in SWEEP_FLAGS:
         _add(sweep, by_flag[flag])
     _add(convert, by_flag["storage-compression-threshold"])
-    for made in (status, check, convert, sweep):
+    _add(watch, by_flag["namespace"])
+    for made in (status, check, convert, sweep, watch):
         _add(made, by_flag["max-list-size"])
     for made in (unmount, status, check, convert, sweep):
         _add(made, by_flag["log-level"])
@@ -168,6 +182,8 @@ def _add(made: argparse.ArgumentParser, setting: Setting) -> None:
     if setting.metavar is None:
         names = (flag, "--allow-mass-deletion") if setting.flag == "sweep-allow-mass-deletion" else (flag,)
         made.add_argument(*names, dest=setting.field, action="store_const", const="1", help=setting.help)
+        if setting.is_on:
+            made.add_argument(f"--no-{setting.flag}", dest=setting.field, action="store_const", const="0")
     else:
         action = "append" if setting.is_list else "store"
         made.add_argument(flag, dest=setting.field, action=action, metavar=setting.metavar, help=setting.help)

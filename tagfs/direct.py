@@ -16,11 +16,14 @@ from collections.abc import Callable
 
 import trio
 
-from tagfs import wire
+from tagfs import device, wire
+from tagfs.channel import Channel
 from tagfs.errnos import errno_of
 from tagfs.errors import ListMissing, RepositoryMissing, StoreWaiting, VersionGone
 from tagfs.inodes import ROOT_ID
+from tagfs.settings import MountSettings
 from tagfs.stateless import StatelessTree
+from tagfs.timings import DONE, Timings
 from tagfs.tree import FOREVER, Attributes, Tree
 from tagfs.wire import Malformed, Opcode
 
@@ -45,25 +48,25 @@ _PASSING = (errno.EINTR, errno.EAGAIN, errno.ENOENT)
 _COUNTED = 64
 """Opcodes that are counted one by one; the others are counted together."""
 
+_NONE = -1
+"""A number that no descriptor has."""
+
 Answer = bytes | memoryview | None
 """What follows the header; None where nothing is answered."""
 
 
-class Direct:
-    """Answers the kernel on `device`, a descriptor of /dev/fuse that is mounted.
+class Direct(Channel):
+    """Answers for a tree that belongs to `uid` and `gid`."""
 
-    `tree` and `waiting` mean what they do in `Operations`: names are answered with EAGAIN while the store is not
-    ready, and what is open stays readable.
-    """
-
-    def __init__(self, device: int, uid: int, gid: int) -> None:
-        self.tree: StatelessTree | None = None
+    def __init__(self, uid: int, gid: int) -> None:
+        self.tree: Tree | None = None
         self.waiting: str | None = "the store is not open yet"
-        self._device = device
+        self._device = _NONE
         self._uid = uid
         self._gid = gid
         self._scope = trio.CancelScope()
         self._counts = [0] * (_COUNTED + 1)
+        self._timings: Timings | None = None
         self._answers: dict[int, Callable[[bytes, int], Answer]] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.FORGET: lambda request, node: self._forget(Opcode.FORGET, request, node),
@@ -82,10 +85,34 @@ class Direct:
     @property
     def requests(self) -> dict[str, int]:
         """How many requests there were of each operation, by its name."""
-        names = {int(opcode): opcode.name.lower() for opcode in Opcode}
-        found = {name: self._counts[opcode] for opcode, name in names.items() if self._counts[opcode]}
-        others = sum(count for opcode, count in enumerate(self._counts) if opcode not in names)
-        return found | ({"other": others} if others else {})
+        found: dict[str, int] = {}
+        for opcode, count in enumerate(self._counts):
+            if count:
+                found[_name(opcode)] = found.get(_name(opcode), 0) + count
+        return found
+
+    def measure(self, timings: Timings) -> None:
+        self._timings = timings
+
+    # -- the device
+
+    def mount(self, settings: MountSettings) -> None:
+        if settings.device is None:
+            request = device.Request(os.path.realpath(settings.mountpoint), settings.store, True, settings.allow_other)
+            self.take(device.mount(request))
+        else:
+            self.take(settings.device)
+
+    def take(self, descriptor: int) -> None:
+        """Answer on this descriptor of /dev/fuse, which is closed in the end."""
+        os.set_blocking(descriptor, False)
+        self._device = descriptor
+
+    def close(self) -> None:
+        if isinstance(self.tree, StatelessTree):
+            self.tree.close()
+        os.close(self._device)
+        self._device = _NONE
 
     # -- the loop
 
@@ -110,7 +137,7 @@ class Direct:
         with trio.move_on_after(REST_AFTER):
             await trio.lowlevel.wait_readable(self._device)
             return
-        if self.tree is not None:
+        if isinstance(self.tree, StatelessTree):
             self.tree.rest()
         await trio.lowlevel.wait_readable(self._device)
 
@@ -135,29 +162,33 @@ class Direct:
 
     def answer(self, request: bytes) -> None:
         """Answer one request, whatever it is."""
+        began = time.perf_counter() if self._timings is not None else 0.0
         try:
             opcode, unique, node = wire.header(request)
         except Malformed as error:
             log.error("a request that cannot be answered: %s", error)
             return
         self._counts[opcode if opcode < _COUNTED else _COUNTED] += 1
+        number, body = DONE, None
         try:
             handler = self._answers.get(opcode)
-            if handler is None:
+            if handler is not None:
+                body = handler(request, node)
+            else:
                 number = errno.EROFS if opcode in wire.CHANGING else errno.ENOSYS
-                self._send((wire.refusal(unique, number),))
-                return
-            body = handler(request, node)
         except Malformed as error:
             log.error("request %d of the kernel: %s", opcode, error)
-            self._send((wire.refusal(unique, errno.EINVAL),))
+            number = errno.EINVAL
         except Exception as error:
-            self._send((wire.refusal(unique, errno_of(error)),))
-        else:
-            if body is not None:
-                self._send((wire.answer(unique, len(body)), body))
+            number = errno_of(error)
+        if number != DONE:
+            self._send(wire.refusal(unique, number))
+        elif body is not None:
+            self._send(wire.answer(unique, len(body)), body)
+        if self._timings is not None:
+            self._timings.of(_name(opcode)).note(time.perf_counter() - began, number)
 
-    def _send(self, parts: tuple[bytes | memoryview, ...]) -> None:
+    def _send(self, *parts: bytes | memoryview) -> None:
         try:
             os.writev(self._device, parts)
         except OSError as error:
@@ -171,12 +202,13 @@ class Direct:
         """The tree, for a request that names something; StoreWaiting."""
         if self.tree is None or self.waiting is not None:
             raise StoreWaiting(self.waiting or "")
-        return self.tree
+        return self._held()
 
     def _held(self) -> StatelessTree:
         """The tree, for a request about something that may be open."""
         if self.tree is None:
             raise VersionGone("nothing is open")
+        assert isinstance(self.tree, StatelessTree)
         return self.tree
 
     # -- the answers
@@ -245,3 +277,10 @@ class Direct:
 
     def forget_node(self, node: int) -> None:
         os.write(self._device, wire.forget_node(node))
+
+
+def _name(opcode: int) -> str:
+    return Opcode(opcode).name.lower() if opcode in _NAMED else "other"
+
+
+_NAMED = frozenset(Opcode)

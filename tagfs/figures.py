@@ -15,8 +15,8 @@ import trio
 from tagfs import __version__
 from tagfs.commits import Commits
 from tagfs.counting import Counting
+from tagfs.channel import Channel
 from tagfs.errors import TagfsError
-from tagfs.operations import Operations
 from tagfs.replacing import WritableTree
 from tagfs.session import Session
 from tagfs.settings import MountSettings
@@ -32,7 +32,7 @@ class Owners:
     """Who has the figures of one mount; `counting` is there while a store is shown."""
 
     settings: MountSettings
-    operations: Operations
+    operations: Channel
     commits: Commits
     session: Session
     sweeper: Sweeper | None

@@ -201,5 +201,8 @@ class _Pinned(Snapshot):
     def decode(self) -> bytes:
         return self.content()
 
+    def unload(self) -> None:
+        pass
+
     def close(self) -> None:
         pass

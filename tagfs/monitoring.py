@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tagfs import logs
+from tagfs.channel import Channel
 from tagfs.changes import Change
 from tagfs.commits import Commits
 from tagfs.counting import Counting
@@ -20,7 +21,6 @@ from tagfs.endpoints import Answer, Endpoints, Route
 from tagfs.errors import SettingRefused
 from tagfs.figures import Owners
 from tagfs.opening import Opened
-from tagfs.operations import Operations
 from tagfs.probe import Probe
 from tagfs.session import Session
 from tagfs.settings import MountSettings
@@ -44,7 +44,7 @@ class Monitoring:
     def __init__(
         self,
         settings: MountSettings,
-        operations: Operations,
+        operations: Channel,
         commits: Commits,
         session: Session,
         sweeper: Sweeper | None,
@@ -66,7 +66,7 @@ class Monitoring:
         if (address := self._settings.metrics_address) is not None:
             self._exposition = _exposition(self._owners)
             self._owners.logged = logs.tally()
-            self._owners.timings.measure(self._operations)
+            self._operations.measure(self._owners.timings)
             routes.setdefault(address, {})["/metrics"] = self._metrics
         if (address := self._settings.health_address) is not None:
             routes.setdefault(address, {}).update({"/healthz": self._healthz, "/readyz": self._readyz})

@@ -17,20 +17,22 @@ from typing import TYPE_CHECKING
 import trio
 
 from tagfs import device, heap, mountpoint, tidy
+from tagfs.channel import Channel
 from tagfs.commits import Commits
+from tagfs.direct import Direct
 from tagfs.directory import DirectoryStore
 from tagfs.errors import MountRefused, SettingRefused, StoreHeld, StoreWaiting, TagfsError
 from tagfs.events import Lines
 from tagfs.handles import Step
 from tagfs.names import BASE
 from tagfs.opening import Opened, Opener
-from tagfs.operations import Operations
 from tagfs.plan import Rules
 from tagfs.policy import Policy
 from tagfs.removal import MountRemoval
 from tagfs.replacing import WritableTree
 from tagfs.session import Session
 from tagfs.settings import MountSettings
+from tagfs.stateless import StatelessTree
 from tagfs.stream import Stream, mount_of
 from tagfs.sweeper import Sweeper
 from tagfs.tree import Tree, View
@@ -45,6 +47,10 @@ LOOK_AGAIN = 0.25
 
 LOOKED_UP = 16
 """Versions that a read-only mount keeps open after they were looked up; programs open within milliseconds."""
+
+PINS = 1024
+"""Versions that a read-only mount keeps open as long as the kernel remembers them, where it is not told what programs
+open: 1.5 KiB of kernel memory each."""
 
 TIDIED_AT_ONCE = 64
 """Repositories that the tidying looks at before it lets readers go first."""
@@ -64,7 +70,6 @@ def serve(settings: MountSettings, announce: Callable[[str], None]) -> None:
         SettingRefused, ClusterUnknown: there is no such inventory.
     """
     sweeper = None if settings.read_only else _sweeper(settings)
-    logging.getLogger("pyfuse3").addFilter(_is_news)
     if settings.device is None:
         mountpoint.prepare(settings.mountpoint, settings.store, settings.make_mountpoint)
     else:
@@ -108,10 +113,8 @@ class _Mount:
         settings = self._settings
         async with trio.open_nursery() as nursery:
             self._commits = Commits(nursery)
-            uid = os.getuid() if settings.uid is None else settings.uid
-            gid = os.getgid() if settings.gid is None else settings.gid
-            self._operations = Operations(uid, gid, self._commits, not settings.read_only)
-            self._session = Session(settings, self._operations, lambda: self._commits.depth > 0)
+            self._channel = _channel(settings, self._commits)
+            self._session = Session(settings, self._channel)
             self._stream = Stream(Lines(settings.store), self._session.send, settings.namespaces)
             try:
                 self._monitoring = self._monitored()
@@ -122,7 +125,7 @@ class _Mount:
                 failure.append(error)
                 return
             if waiting is not None:
-                self._operations.waiting = waiting
+                self._channel.waiting = waiting
                 self._announce(f"{settings.mountpoint} is mounted and waits for its store: {waiting}")
             if self._session.mounted is not None:
                 # Where it is not known, this daemon cannot reach the pipes of those who listen.
@@ -153,12 +156,12 @@ class _Mount:
             from tagfs.monitoring import Monitoring
         except ImportError as error:
             raise SettingRefused(f"--health-addr needs more ({error}): pip install 'tagfs[monitoring]'") from error
-        return Monitoring(settings, self._operations, self._commits, self._session, self._sweeper)
+        return Monitoring(settings, self._channel, self._commits, self._session, self._sweeper)
 
     def _commit_unseen(self) -> None:
         """Commit what was closed just before the unmount: the kernel then drops what it had yet to tell of it.  Not
         where the session was ended while files may be open."""
-        tree = self._operations.tree
+        tree = self._channel.tree
         if self._session.was_terminated or not isinstance(tree, WritableTree) or self._session.is_mounted():
             return
         for step in tree.closed_unseen():
@@ -197,10 +200,10 @@ class _Mount:
 
     async def _watch_and_tidy(self, opened: Opened) -> str:
         async with trio.open_nursery() as nursery:
-            if isinstance(self._operations.tree, WritableTree):
-                nursery.start_soon(self._tidy, opened.store, self._operations.tree, _left_stages(opened.store))
+            if isinstance(self._channel.tree, WritableTree):
+                nursery.start_soon(self._tidy, opened.store, self._channel.tree, _left_stages(opened.store))
                 assert self._sweeper is not None
-                removal = MountRemoval(self._operations.tree, self._commits, self._session.send)
+                removal = MountRemoval(self._channel.tree, self._commits, self._session.send)
                 nursery.start_soon(self._sweeper.run, removal)
             if self._monitoring is not None:
                 nursery.start_soon(self._monitoring.count, opened)
@@ -219,7 +222,7 @@ class _Mount:
             try:
                 return self._opener.open(self._was_shown)
             except (TagfsError, OSError) as error:
-                self._operations.waiting = str(error)
+                self._channel.waiting = str(error)
                 may_pass = isinstance(error, (StoreWaiting, StoreHeld)) and trio.current_time() < deadline
                 if not may_pass and not self._was_shown:
                     raise
@@ -227,26 +230,28 @@ class _Mount:
 
     def _show(self, opened: Opened) -> None:
         settings, store = self._settings, opened.store
-        if self._operations.tree is not None:
-            self._operations.tree.store = store
+        if self._channel.tree is not None:
+            self._channel.tree.store = store
+        elif settings.read_only and settings.fast_path:
+            self._channel.tree = StatelessTree(store, View(settings.namespaces), _room_for_pins())
         elif settings.read_only:
-            self._operations.tree = Tree(store, View(settings.namespaces, keeps=LOOKED_UP))
+            self._channel.tree = Tree(store, View(settings.namespaces, keeps=LOOKED_UP))
         else:
-            self._operations.tree = WritableTree(store, settings.list_limit, View(settings.namespaces))
-        self._operations.tree.watch(opened.changes.cover if settings.read_only else None)
+            self._channel.tree = WritableTree(store, settings.list_limit, View(settings.namespaces))
+        self._channel.tree.watch(opened.changes.cover if settings.read_only else None)
         if self._session.mounted is not None:
-            tree, session = self._operations.tree, self._session
+            tree, session = self._channel.tree, self._session
             tree.pipes = self._stream.pipes
             self._stream.show(store, mount_of(tree, self._commits.quiet, session.send, session.notifier.caught_up))
-        self._operations.waiting = None
+        self._channel.waiting = None
         self._was_shown = True
         how = "read-only" if settings.read_only else f"read-write, {_told(store.policy)}"
         self._announce(f"{settings.mountpoint} shows {settings.store}: {how}, format {store.format}")
 
     async def _hide(self, opened: Opened, waiting: str) -> None:
-        tree = self._operations.tree
+        tree = self._channel.tree
         assert tree is not None
-        self._operations.waiting = waiting
+        self._channel.waiting = waiting
         self._session.send(tree.everything())
         opened.changes.close()
         await self._stream.hide(waiting)
@@ -255,7 +260,7 @@ class _Mount:
 
     async def _watch(self, opened: Opened) -> str:
         """Tell the kernel what changes beneath; -> why the store is no longer ready."""
-        tree, store = self._operations.tree, opened.store
+        tree, store = self._channel.tree, opened.store
         assert tree is not None
         while True:
             try:
@@ -315,6 +320,23 @@ def _left_stages(store: DirectoryStore) -> list[str]:
         return []
 
 
+def _channel(settings: MountSettings, commits: Commits) -> Channel:
+    """The channel that the settings ask for; what the other one needs is not imported."""
+    uid = os.getuid() if settings.uid is None else settings.uid
+    gid = os.getgid() if settings.gid is None else settings.gid
+    if settings.read_only and settings.fast_path:
+        return Direct(uid, gid)
+    from tagfs.libfuse import Libfuse
+    from tagfs.operations import Operations
+
+    return Libfuse(Operations(uid, gid, commits, not settings.read_only), lambda: commits.depth > 0)
+
+
+def _room_for_pins() -> int:
+    """Of the descriptors that this process may have, the share for versions that somebody may have open."""
+    return min(PINS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+
+
 def _told(policy: Policy) -> str:
     return f"{policy.compressed.name} from {policy.threshold / 1024:g} KiB on"
 
@@ -331,8 +353,3 @@ def _give_back_memory() -> None:
     gc.collect()
     gc.freeze()
     heap.give_back()
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """pyfuse3 logs an error for each answer that nobody waits for any more, because its client was killed."""
-    return "fuse_reply" not in str(record.msg)

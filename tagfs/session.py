@@ -4,21 +4,17 @@ Owns: mounting, serving requests, what ends them: signals, an unmount, an abort.
 Does not know: the store.
 """
 
-import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any
 
-import pyfuse3
 import trio
 
 from tagfs import device, mountpoint
+from tagfs.channel import Channel
 from tagfs.errors import MountRefused
-from tagfs.lean import Lean
 from tagfs.mountpoint import Mounted
 from tagfs.notifier import Notifier
-from tagfs.operations import Operations
 from tagfs.settings import MountSettings
 from tagfs.tree import Invalidation
 
@@ -29,17 +25,15 @@ GRACE = 5.0
 
 
 class Session:
-    """Answers the kernel with `operations` at the mount point of `settings`.
+    """Answers the kernel on `channel` at the mount point of `settings`.
 
-    `is_busy` says whether steps are under way, of whose end the loop is told.  `use` is cancelled as soon as the
-    session begins to end: nothing may wait for the kernel then.
+    `use` is cancelled as soon as the session begins to end: nothing may wait for the kernel then.
     """
 
-    def __init__(self, settings: MountSettings, operations: Operations, is_busy: Callable[[], bool]) -> None:
+    def __init__(self, settings: MountSettings, channel: Channel) -> None:
         self._settings = settings
-        self._trio: Any = Lean(is_busy)
-        self._operations = operations
-        self.notifier = Notifier(pyfuse3.invalidate_entry, lambda node: pyfuse3.invalidate_inode(node, attr_only=True))
+        self._channel = channel
+        self.notifier = Notifier(channel.forget_entry, channel.forget_node)
         self.mounted: Mounted | None = None
         """Where the mount is, and which one it is; None where that is not known."""
         self.use = trio.CancelScope()
@@ -50,25 +44,9 @@ class Session:
     def mount(self) -> None:
         """Mount, so that programs wait for answers from now on; MountRefused."""
         settings = self._settings
-        options = {"subtype=tagfs", f"fsname={_source(settings.store)}", "default_permissions"}
-        if settings.read_only:
-            options.add("ro")
-        if settings.allow_other:
-            options.add("allow_other")
-        if settings.device is None:
-            # Before: afterwards only a loop that runs can answer for it.
-            point = target = os.path.realpath(settings.mountpoint)
-        else:
-            point, target = settings.mountpoint, f"/dev/fd/{settings.device}"
-        # The name in which it looks up what it waits with, as for its own asyncio mode.
-        vars(pyfuse3)["trio"] = self._trio
-        try:
-            pyfuse3.init(self._operations, target, options)
-        except RuntimeError as error:
-            raise MountRefused(
-                f"{settings.mountpoint} cannot be mounted: run as root (or with fusermount3 installed, and"
-                f" user_allow_other in /etc/fuse.conf for --allow-other) [{error}]"
-            ) from error
+        # Before: afterwards only a loop that runs can answer for it.
+        point = settings.mountpoint if settings.device is not None else os.path.realpath(settings.mountpoint)
+        self._channel.mount(settings)
         self.mounted = next((one for one in reversed(mountpoint.mounts()) if one.point == point), None)
 
     async def serve(self) -> None:
@@ -77,12 +55,7 @@ class Session:
         Raises:
             MountRefused: somebody cut the connection while it was mounted; it is unmounted now.
         """
-        try:
-            await pyfuse3.main()
-        except* OSError as group:
-            # libfuse takes ENODEV alone for the end, but a read that is under way then can fail so.
-            if any(error.errno != errno.ECONNABORTED for error in _leaves(group)):
-                raise
+        await self._channel.serve()
         self.use.cancel()
         if self.mounted is not None and not self.was_terminated and self.is_mounted():
             await self._unmount_lazily()
@@ -90,8 +63,7 @@ class Session:
 
     def close(self) -> None:
         """Let go of the device, when nothing is to be told to the kernel any more."""
-        pyfuse3.close(unmount=False)
-        vars(pyfuse3)["trio"] = trio
+        self._channel.close()
         log.info("%s: unmounted", self._settings.mountpoint)
 
     # -- what the kernel is told
@@ -156,21 +128,8 @@ class Session:
         await self.notifier.close()
         if self.mounted is not None and self.is_mounted():
             await self._unmount_lazily()
-        pyfuse3.terminate()
+        self._channel.terminate()
 
     async def _unmount_lazily(self) -> None:
         if self._settings.device is None:
             await trio.to_thread.run_sync(mountpoint.unmount, self._settings.mountpoint, True)
-
-
-def _leaves(group: BaseExceptionGroup[OSError]) -> Iterable[OSError]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
-
-
-def _source(store: str) -> str:
-    """The store as mount tables show it; libfuse takes no comma, and pyfuse3 nothing but ASCII."""
-    return store if store.isascii() and "," not in store and "\\" not in store else "tagfs"

@@ -41,6 +41,7 @@ class MountSettings:
     gid: int | None = None
     wait: float | None = None
     wipe_foreign: bool = False
+    fast_path: bool = True
     log_level: str = "info"
     log_format: str = "text"
     background: bool = False
@@ -71,7 +72,7 @@ class Setting:
     """One setting as a person gives it.
 
     `parse` turns the text of a flag, an option or a variable into the value of `field`, and raises ValueError with
-    what to give instead.  A switch has no `metavar`.
+    what to give instead.  A switch has no `metavar`; one that `is_on` by default has a flag with `no-` before it, too.
     """
 
     flag: str
@@ -80,6 +81,7 @@ class Setting:
     metavar: str | None
     help: str
     is_list: bool = False
+    is_on: bool = False
 
     @property
     def variable(self) -> str:
@@ -135,6 +137,15 @@ SETTINGS = (
         values.switch,
         None,
         "DELETE whatever is in STORE where it is no tag store, and make one of it",
+    ),
+    Setting(
+        "fast-path",
+        "fast_path",
+        values.switch,
+        None,
+        "answer the kernel of a read-only mount directly (default), or through libfuse, which is slower and remembers "
+        "what programs have open",
+        is_on=True,
     ),
     Setting("log-level", "log_level", values.choice(LOG_LEVELS), "LEVEL", "debug, info (default), warning or error"),
     Setting("log-format", "log_format", values.choice(LOG_FORMATS), "FORMAT", "text (default) or json"),

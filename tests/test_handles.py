@@ -32,6 +32,9 @@ class Held(Snapshot):
     def decode(self) -> bytes:
         return self.content()
 
+    def unload(self) -> None:
+        pass
+
     def close(self) -> None:
         self.closed += 1
 

@@ -12,7 +12,7 @@ ARCHITECTURE = PROJECT / "docs" / "architecture.md"
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "__main__"))
 
 KINDS = {"pure", "blocking", "async"}
-OWNERS = {"pyfuse3": {"operations", "session"}, "zstandard": {"codec"}}
+OWNERS = {"pyfuse3": {"operations", "libfuse"}, "zstandard": {"codec"}}
 """Packages that only some modules may import."""
 
 WITHOUT_KIND = {"cli"}
