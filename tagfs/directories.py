@@ -37,6 +37,7 @@ class Directories(Store):
         self.root = root
         self.format = format_
         self.codecs = codecs_of(format_)
+        self._currency = sentinel.Currency(disk, root, format_)
         # INVARIANT: holds only directories whose entry in the directory above is durable.
         self._durable: set[tuple[str, ...]] = set()
         self.together = Together(disk, root)
@@ -174,16 +175,24 @@ class Directories(Store):
 
     def _require_current(self) -> None:
         """A writer must not add lists to a directory that has become another program's."""
-        if not sentinel.is_current(self.disk, self._require_open(), self.format):
+        self._require_open()
+        if not self._currency.holds():
             raise StoreWaiting("the store was wiped, or its version changed, beneath")
 
-    def _make_directories(self, key: RepositoryKey) -> None:
-        with suppress(RepositoryMissing), self.opened(key.namespace, key.name):
-            return
-        with suppress(AlreadyExists):
-            self.make_namespace(key.namespace)
-        with suppress(AlreadyExists):
+    def _open_or_make(self, key: RepositoryKey) -> int:
+        """The descriptor of the directory of a key, made with the one above it where they are missing."""
+        with suppress(OSError):
+            return self.disk.open_below(self._require_open(), key.directory)
+        try:
             self.make_repository(key)
+        except RepositoryMissing:
+            with suppress(AlreadyExists):
+                self.make_namespace(key.namespace)
+            with suppress(AlreadyExists):
+                self.make_repository(key)
+        except AlreadyExists:
+            pass
+        return self._open((key.namespace, key.name))
 
     def _syncing(self, key: RepositoryKey, files: tuple[int, ...] = (), directory: int | None = None) -> Work[None]:
         """Make files durable, a directory, and the entries of all directories above a list: these once in the life of

@@ -127,8 +127,8 @@ class DirectoryStore(Directories):
         name = LIST + stage.codec.suffix
         try:
             self._require_current()
-            self._make_directories(key)
-            with self.opened(key.namespace, key.name) as directory:
+            directory = self._open_or_make(key)
+            try:
                 stale = [variant for variant in self._variants(directory) if variant.name != name]
                 hidden = self._hidden(directory)
                 later_mtime_ns = self._outrank(stage, stale, mtime_ns)
@@ -148,6 +148,8 @@ class DirectoryStore(Directories):
                     return version
                 except OSError as error:
                     raise CommitUncertain(f"{key}: {error.strerror} after the rename") from error
+            finally:
+                disk.close(directory)
         finally:
             self.discard(stage)
 

@@ -8,6 +8,7 @@ program finishes what the other began.
 
 import re
 import stat
+import time
 from dataclasses import dataclass
 from enum import Enum
 
@@ -27,6 +28,9 @@ _FORMAT_TEXTS = frozenset(map(str, FORMATS))
 _NAMES_SHOWN = 5
 _VERSION_LIMIT = 64
 """Bytes of a version sentinel; a longer one says nothing that is known."""
+
+_TOLD_APART_NS = 1_000_000_000
+"""After that long a change of a file has another ctime than the last one: more than the coarsest clock's tick."""
 
 _NO_FILE = "(no regular file)"
 
@@ -159,11 +163,38 @@ def write_version(disk: Disk, root: int, format_: int) -> None:
 
 
 def is_current(disk: Disk, root: int, format_: int) -> bool:
-    """Whether the store still says `format_` and no wipe of it has begun: a few microseconds, for every commit."""
+    """Whether the store still says `format_` and no wipe of it has begun."""
     try:
         return not _exists(disk, root, WIPE_SENTINEL) and _read_version(disk, root) == str(format_)
     except FileNotFoundError:
         return False
+
+
+class Currency:
+    """Asks `is_current` before every commit, and reads the sentinel only where its file may be another one."""
+
+    def __init__(self, disk: Disk, root: int, format_: int) -> None:
+        self._disk = disk
+        self._root = root
+        self._format = format_
+        # INVARIANT: a sentinel of this status says the format, and any change of it since has shown in its status.
+        self._known: tuple[int, ...] = ()
+
+    def holds(self) -> bool:
+        try:
+            if _exists(self._disk, self._root, WIPE_SENTINEL):
+                return False
+            status = self._disk.stat(self._root, VERSION_SENTINEL)
+        except FileNotFoundError:
+            return False
+        found = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        if found == self._known:
+            return True
+        if not is_current(self._disk, self._root, self._format):
+            return False
+        if time.time_ns() - status.st_ctime_ns > _TOLD_APART_NS:
+            self._known = found
+        return True
 
 
 def _read_version(disk: Disk, root: int) -> str:

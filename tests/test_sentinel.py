@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from tagfs import sentinel
 from tagfs.disk import Disk
 from tagfs.errors import StoreRefused, StoreWaiting
-from tagfs.sentinel import Condition, is_current, prepare, require_ready
+from tagfs.sentinel import Condition, Currency, is_current, prepare, require_ready
 from tests.support.faulty_disk import FaultyDisk
 from tests.support.places import fast_directory, open_descriptors
 from tests.support.stores import KEY, LARGE, SMALL, write_natively
@@ -382,6 +383,39 @@ def test_a_store_that_vanished_is_not_current(place: Place) -> None:
     shutil.rmtree(place.path)
     assert not is_current(place.disk, place.root, 3)
     place.path.mkdir()
+
+
+def test_a_sentinel_is_read_again_when_it_was_changed_and_not_before(place: Place) -> None:
+    class Counting(Disk):
+        reads = 0
+
+        def read(self, file: int, size: int, offset: int = 0) -> bytes:
+            self.reads += 1
+            return super().read(file, size, offset)
+
+    disk = Counting()
+    place.version("3\n")
+    currency = Currency(disk, place.root, 3)
+    assert currency.holds() and currency.holds()
+    assert disk.reads == 2, "what was changed a moment ago may change again without a trace"
+    _age(disk, place.root)
+    assert currency.holds()
+    before = disk.reads
+    assert currency.holds() and currency.holds()
+    assert disk.reads == before
+    for change in (lambda: place.version("2\n"), lambda: place.files(MARKER), lambda: shutil.rmtree(place.path)):
+        change()
+        assert not currency.holds()
+        assert not currency.holds()
+        place.path.mkdir(exist_ok=True)
+
+
+def _age(disk: Disk, root: int) -> None:
+    """Wait until a change of the version sentinel could not go unseen."""
+    deadline = time.monotonic() + 10
+    while time.time_ns() - disk.stat(root, VERSION).st_ctime_ns <= 1_000_000_000:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_an_error_of_the_disk_is_no_wiped_store(place: Place) -> None:
