@@ -49,11 +49,11 @@ class Pod:
         common = ["--runtime", RUNTIME, "--network", "host", "--read-only"]
         return podman("run", *life, *common, *flags, IMAGE, *arguments).stdout.strip()
 
-    def serve(self, *flags: object) -> str:
+    def serve(self, *flags: object, name: str = "tagfs") -> str:
         """Mount; -> the container."""
         volumes = ("--volume", f"{self.store}:/store", "--volume", f"{self.lists}:/lists:shared")
         given = ("mount", "--make-mountpoint", "--allow-other", *flags, "/store", "/lists/tags")
-        container = self.run(*given, name="tagfs", flags=("--user", 0, "--privileged", *volumes))
+        container = self.run(*given, name=name, flags=("--user", 0, "--privileged", *volumes))
         eventually(self.is_shown, "the mount", 60)
         return container
 
@@ -124,3 +124,21 @@ def test_a_stop_unmounts_within_the_time_of_a_pod(pod: Pod) -> None:
     assert podman("wait", container).stdout.strip() == "0"
     assert not os.path.ismount(pod.point)
     assert pod.run("check", "/store", flags=("--volume", f"{pod.store}:/store:ro", "--user", 0))
+
+
+def test_who_serves_has_no_rights_and_reads_what_flux_wrote(pod: Pod) -> None:
+    os.chown(pod.store, 0, 1337)
+    pod.store.chmod(0o2775)
+    container = pod.serve("--drop-privileges", "--drop-user=65534:1337")
+    write(pod, tags(500))
+    lists = pod.store / "imagerepository" / "team" / "app"
+    eventually(lambda: any(lists.iterdir()), "the commit")
+    assert {(one.stat().st_uid, one.stat().st_gid) for one in lists.iterdir()} == {(65534, 1337)}
+    effective = podman("top", container, "hpid").stdout.split()[1:]
+    status = [Path(f"/proc/{pid}/status").read_text() for pid in effective]
+    assert any("CapEff:\t0000000000000000\n" in text for text in status), "the process that serves"
+    podman("stop", "--time", 10, container)
+    assert podman("wait", container).stdout.strip() == "0"
+    reader = pod.reader()
+    pod.serve("--read-only", "--drop-privileges", "--drop-user=65534:1337", name="window")
+    assert read(reader).stdout == tags(500)
