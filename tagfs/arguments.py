@@ -169,7 +169,7 @@ def parser(runs: Mapping[str, Run], endings: str) -> argparse.ArgumentParser:
     _add(watch, by_flag["namespace"])
     for made in (status, check, convert, sweep, watch):
         _add(made, by_flag["max-list-size"])
-    for made in (unmount, status, check, convert, sweep):
+    for made in (unmount, status, check, convert, sweep, watch):
         _add(made, by_flag["log-level"])
 
     help_ = command("help", "show this help, or that of a command", "")

@@ -315,6 +315,20 @@ def _sweep(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int
     return DISK_FAILED if found.count("failed") else 0
 
 
+def _watch(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    _configure_plain(arguments, environment)
+    from tagfs.watching import Output, watch
+
+    output = Output(
+        lambda line: print(line, flush=True),
+        lambda line: _print_quietly(line, sys.stderr),
+        arguments.json,
+        value_of("namespace", None if arguments.namespaces is None else ",".join(arguments.namespaces), environment),
+    )
+    watch(os.path.abspath(arguments.path), output, _list_limit(arguments, environment))
+    return 0
+
+
 def _given(arguments: argparse.Namespace) -> dict[str, str]:
     """The settings that were given as flags: flag -> text."""
     flags = {
@@ -361,6 +375,7 @@ _RUNS: Mapping[str, Run] = {
     "check": _check,
     "convert": _convert,
     "sweep": _sweep,
+    "watch": _watch,
     "help": _help,
 }
 

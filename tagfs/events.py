@@ -113,8 +113,8 @@ class Lines:
         """There is nothing to tell of until the next `ready`."""
         return self._line(WAITING, {"reason": reason})
 
-    def overflow(self, lost: int) -> bytes:
-        """So many lines were not told: read again what matters."""
+    def overflow(self, lost: int | None) -> bytes:
+        """So many lines, or nobody knows how many, were not told: read again what matters."""
         return self._line(OVERFLOW, {"lost": lost})
 
     def _line(self, type_: str, data: dict[str, Any], subject: str | None = None) -> bytes:
