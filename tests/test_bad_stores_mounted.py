@@ -371,16 +371,16 @@ def test_a_store_that_may_no_longer_be_entered_is_an_error_until_it_may(
 ) -> None:
     daemon = daemons(*flags, wrapper=without_rights, start=False, expected=(r".",)).start()
     daemon.wrapper = ()
-    put(store, "other", "tags.txt", b"v1\n")
-    for path in (store / "imagerepository", store):
+    for path, name in ((store / "imagerepository", "first"), (store, "second")):
+        put(store, name, "tags.txt", b"v1\n")  # what was read before may be the kernel's
         take_away(path)
-        assert error_of(daemon.list_path("other").read_bytes) in (errno.EIO, errno.EAGAIN), path
-        assert error_of(lambda: os.listdir(daemon.point / "imagerepository/team")) in (errno.EIO, errno.EAGAIN), path
+        assert error_of(daemon.list_path(name).read_bytes) in (errno.EIO, errno.EAGAIN), path
+        assert error_of(lambda: os.listdir(daemon.list_path(name).parent)) in (errno.EIO, errno.EAGAIN), path
         if not flags:
             assert error_of(lambda: daemon.list_path("good").write_bytes(b"v1\n")) in (errno.EIO, errno.EAGAIN)
         eventually(partial(loud, daemon), "a line in the log")
         give_back(path)
-        eventually(lambda: error_of(daemon.list_path("other").read_bytes) is None, "the lists, once they may be read")
+        eventually(lambda: error_of(daemon.list_path(name).read_bytes) is None, "the lists, once they may be read")
         require_alive(daemon)
 
 
