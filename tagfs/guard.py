@@ -8,7 +8,6 @@ import json
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import repeat
 
 from tagfs.errors import LedgerUnreadable
 from tagfs.names import RepositoryKey
@@ -69,15 +68,17 @@ class Guard:
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
-        # INVARIANT: in order; those of the last WINDOW seconds and perhaps older ones.
-        self._deleted: deque[float] = deque()
+        # INVARIANT: (when the last of them was, how many), times ascending, at most one for each second; `_count` is
+        # the sum.  Those of the last WINDOW seconds and perhaps older ones.
+        self._deleted: deque[tuple[float, int]] = deque()
+        self._count = 0
         # INVARIANT: (when, lists that were there), times ascending and sizes descending: the first is the largest.
         self._sizes: deque[tuple[float, int]] = deque()
         self._present = 0
         self._reserved = 0
         self.spent = 0
         """Deletions that were reserved, ever, and not given back."""
-        self.held: frozenset[RepositoryKey] = frozenset()
+        self.held: set[RepositoryKey] = set()
         self.holds_unnamed = False
 
     def room(self, present: int, now: float) -> int | None:
@@ -88,7 +89,7 @@ class Guard:
         largest = self._sizes[0][1]
         if self._rules.allow_mass_deletion or self._rules.max_percent >= 100 or largest <= SMALL:
             return None
-        percent, deleted = self._rules.max_percent, len(self._deleted)
+        percent, deleted = self._rules.max_percent, self._count
         by_count = percent * (present + deleted) // 100 - deleted
         by_size = present - -(-(100 - percent) * largest // 100)
         return max(0, max(by_count, by_size) - self._reserved - len(self.held))
@@ -101,7 +102,7 @@ class Guard:
     def deleted(self, now: float) -> None:
         """One that was reserved has been deleted, or may have been."""
         self._reserved -= 1
-        self._deleted.append(now)
+        self._note_deleted(now, 1)
         self._note_size(now)
         self._present -= 1
 
@@ -111,7 +112,7 @@ class Guard:
         self.spent -= count
 
     def hold(self, keys: Iterable[RepositoryKey]) -> None:
-        self.held |= frozenset(keys)
+        self.held.update(keys)
 
     def name(self, orphans: Iterable[RepositoryKey]) -> None:
         """Hold `orphans`, which a complete look has found, where something is held and only that it is was known."""
@@ -121,7 +122,7 @@ class Guard:
 
     def keep_only(self, orphans: Iterable[RepositoryKey]) -> None:
         """Let go of what is held and not among `orphans`, which a complete look has found."""
-        self.held &= frozenset(orphans)
+        self.held.intersection_update(orphans)
 
     # -- from one guard to the next
 
@@ -135,9 +136,9 @@ class Guard:
         if self._rules.allow_mass_deletion:
             return Ledger(is_holding=self.is_holding)
         self._expire(now)
-        deleted = Counter(_minute(clock - now + at) for at in self._deleted)
-        if self._reserved:
-            deleted[_minute(clock)] += self._reserved
+        deleted = Counter({_minute(clock): self._reserved} if self._reserved else {})
+        for at, count in self._deleted:
+            deleted[_minute(clock - now + at)] += count
         sizes: dict[int, int] = {}
         for at, lists in self._sizes:
             sizes.setdefault(_minute(clock - now + at), lists)
@@ -146,22 +147,30 @@ class Guard:
     def take_over(self, ledger: Ledger, now: float, clock: float) -> None:
         """Go on where another guard ended, before this one has done anything."""
         for minute, count in sorted(ledger.deleted):
-            if (age := _age(minute, clock)) < WINDOW:
-                self._deleted.extend(repeat(now - age, min(count, _MOST - len(self._deleted))))
+            self._note_deleted(now - _age(minute, clock), count)
         for minute, self._present in sorted(ledger.sizes):
             self._note_size(now - _age(minute, clock))
         self.holds_unnamed = ledger.is_holding
 
     def _expire(self, now: float) -> None:
-        while self._deleted and self._deleted[0] <= now - WINDOW:
-            self._deleted.popleft()
+        while self._deleted and self._deleted[0][0] <= now - WINDOW:
+            self._count -= self._deleted.popleft()[1]
         while self._sizes and self._sizes[0][0] <= now - WINDOW:
             self._sizes.popleft()
+
+    def _note_deleted(self, now: float, count: int) -> None:
+        self._count += count
+        if self._deleted and int(self._deleted[-1][0]) == int(now):
+            count += self._deleted.pop()[1]
+        self._deleted.append((now, count))
 
     def _note_size(self, now: float) -> None:
         while self._sizes and self._sizes[-1][1] <= self._present:
             self._sizes.pop()
-        self._sizes.append((now, self._present))
+        size = self._present
+        if self._sizes and int(self._sizes[-1][0]) == int(now):
+            _, size = self._sizes.pop()
+        self._sizes.append((now, size))
 
 
 def _pairs(found: object) -> tuple[tuple[int, int], ...]:

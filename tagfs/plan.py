@@ -5,6 +5,7 @@ Does not know: stores, where an inventory is from, what was deleted before.
 Invariant: nothing outside `disk - inventory` is ever deleted.
 """
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from tagfs.names import RepositoryKey
@@ -57,7 +58,7 @@ def plan(
     disk: Disk,
     inventory: frozenset[RepositoryKey] | None,
     rules: Rules,
-    held: frozenset[RepositoryKey] = frozenset(),
+    held: Set[RepositoryKey] = frozenset(),
     room: int | None = None,
 ) -> Plan:
     """What one sweep does.

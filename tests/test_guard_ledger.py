@@ -120,6 +120,21 @@ def test_what_is_begun_counts_as_deleted() -> None:
     assert heir.room(50, 0.0) == 0
 
 
+def test_a_ledger_of_a_stream_of_50_000_departures_costs_no_more_than_one_of_few() -> None:
+    guard, now = Guard(Rules(100)), 0.0
+    for number in range(50_000):
+        now += 0.01
+        guard.room(50_000 - number, now)
+        guard.reserve(1)
+        guard.deleted(now)
+    assert len(guard._deleted) <= 501
+    assert len(guard._sizes) <= 501
+    ledger = guard.ledger(now, CLOCK)
+    assert sum(count for _, count in ledger.deleted) == 50_000
+    assert len(ledger.deleted) <= 10
+    assert ledger.sizes[0][1] == 50_000
+
+
 # -- one process after another
 
 

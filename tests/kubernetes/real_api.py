@@ -7,7 +7,6 @@ import ctypes
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import urllib.request
@@ -29,7 +28,7 @@ from tagfs.connections import Connections
 from tagfs.credentials import Material, Presented, Trust
 from tagfs.kubeconfig import Access
 from tagfs.names import RepositoryKey
-from tests.support.clusters import NONE, Cluster, Labels, until
+from tests.support.clusters import NONE, Cluster, Labels, free_ports, until
 from tests.support.daemon import eventually
 
 HOST = "127.0.0.1"
@@ -53,7 +52,7 @@ class ApiServer:
     def __init__(self, program: Path, directory: Path) -> None:
         self._program = program
         self._directory = directory
-        self._etcd_port, self._peer_port, self._port = _free_ports(3)
+        self._etcd_port, self._peer_port, self._port = free_ports(3, HOST)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -300,11 +299,15 @@ class RealCluster(Cluster):
         self.alive.clear()
         path = f"{DEFINITIONS}/{RESOURCE}.{GROUP}"
         await self.administrator.ask("DELETE", path)
-        await self.administrator.until(path, lambda answer: answer.status == 404)
+        # What it defined is served a little longer than it is there.
+        for gone in (path, objects_path(), f"/apis/{GROUP}"):
+            await self.administrator.until(gone, lambda answer: answer.status == 404)
 
     async def create_definition(self) -> None:
         await self.administrator.ask("POST", DEFINITIONS, yaml.safe_load(DEFINITION.read_text()), (201, 409))
-        await self.administrator.until(objects_path(), lambda answer: answer.status == 200)
+        # Nor are its objects served at once, or told of when they are.
+        for there in (objects_path(), f"/apis/{GROUP}", f"/apis/{GROUP}/v1"):
+            await self.administrator.until(there, lambda answer: answer.status == 200)
 
     async def _create_namespace(self, name: str) -> None:
         document = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
@@ -361,12 +364,3 @@ def program() -> Path | None:
 def objects_path(namespace: str | None = None) -> str:
     """Of all objects, or of those of a namespace."""
     return f"/apis/{GROUP}/v1{f'/namespaces/{namespace}' if namespace else ''}/{RESOURCE}"
-
-
-def _free_ports(count: int) -> list[int]:
-    taken = [socket.create_server((HOST, 0)) for _ in range(count)]
-    try:
-        return [one.getsockname()[1] for one in taken]
-    finally:
-        for one in taken:
-            one.close()

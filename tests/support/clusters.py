@@ -3,9 +3,13 @@
 A test holds a Cluster and an inventory on it, changes the one and watches the other.  `alive` is what really exists.
 """
 
+import errno
+import random
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import trio
 
@@ -138,3 +142,16 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def keys_of(namespace: str, count: int) -> list[RepositoryKey]:
     return [RepositoryKey(namespace, f"app-{number:04}") for number in range(count)]
+
+
+def free_ports(count: int, host: str) -> list[int]:
+    """Below those that the kernel gives to whoever connects: while a server is stopped nobody gets its port."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    free: list[int] = []
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for port in random.sample(range(first // 2, first), first // 2):
+        with suppress(OSError), socket.create_server((host, port), family=family):
+            free.append(port)
+        if len(free) == count:
+            return free
+    raise OSError(errno.EADDRINUSE, f"no port of {host} is free")

@@ -27,7 +27,7 @@ from tagfs.cluster import GROUP, RESOURCE
 from tagfs.credentials import Material, Presented, Trust
 from tagfs.kubeconfig import Access
 from tagfs.names import RepositoryKey
-from tests.support.clusters import NONE, Cluster, Labels
+from tests.support.clusters import NONE, Cluster, Labels, free_ports
 
 BOOKMARK_INTERVAL = 60.0
 
@@ -259,8 +259,8 @@ class FakeCluster(Cluster):
 
     async def _serve(self, task_status: trio.TaskStatus[list[trio.SocketListener]]) -> None:
         with self._scope:
+            self._port = self._port or free_ports(1, self._host)[0]
             [listener] = await trio.open_tcp_listeners(self._port, host=self._host)
-            self._port = listener.socket.getsockname()[1]
             await trio.serve_listeners(self._converse, [listener], task_status=task_status)
         self._stopped.set()
 
