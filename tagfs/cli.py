@@ -183,27 +183,30 @@ def _absolute(settings: MountSettings) -> MountSettings:
 
 
 def _serve(settings: MountSettings, announce: Callable[[str], None], environment: Mapping[str, str]) -> None:
-    if os.geteuid() != 0 or not settings.drop_privileges:
-        # Whom root becomes may not be able to load anything later: Python may be where only root can read.
-        from tagfs.postponed import postpone
-
-        postpone()
     if not settings.drop_privileges:
-        _server()(settings, announce)
+        _server(settings)(settings, announce)
         return
     from tagfs import privileges, supervisor
 
     if settings.device is None:
-        supervisor.serve(settings, announce, _server, _judge, environment)
+        supervisor.serve(settings, announce, lambda: _server(settings), _judge, environment)
         return
-    serve = _server()
+    serve = _server(settings)
     privileges.drop(privileges.account(settings.drop_user))
     serve(settings, announce)
 
 
-def _server() -> Callable[[MountSettings, Callable[[str], None]], None]:
+def _server(settings: MountSettings) -> Callable[[MountSettings, Callable[[str], None]], None]:
+    is_to_change_user = settings.drop_privileges and os.geteuid() == 0
+    if not is_to_change_user:
+        from tagfs.postponed import postpone
+
+        postpone()
     try:
-        from tagfs.mount import serve
+        from tagfs.mount import load, serve
+
+        if is_to_change_user:
+            load(settings)
     except ImportError as error:
         raise errors.MountRefused(
             f"FUSE cannot be used ({error}): install libfuse 3 (`apt install fuse3`) and tagfs with pyfuse3"

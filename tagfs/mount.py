@@ -5,6 +5,7 @@ Does not know: tag bytes.
 """
 
 import gc
+import importlib
 import itertools
 import logging
 import os
@@ -30,6 +31,7 @@ from tagfs.plan import Rules
 from tagfs.policy import Policy
 from tagfs.removal import MountRemoval
 from tagfs.replacing import WritableTree
+from tagfs.service import Service
 from tagfs.session import Session
 from tagfs.settings import MountSettings
 from tagfs.stateless import StatelessTree
@@ -81,6 +83,15 @@ def serve(settings: MountSettings, announce: Callable[[str], None]) -> None:
         raise error
 
 
+def load(settings: MountSettings) -> None:
+    """Import what `serve` would import when it is needed: as another user it may not be able to."""
+    modules = [] if settings.read_only and settings.fast_path else ["libfuse", "operations"]
+    modules += ["inventories"] if settings.inventory else []
+    modules += ["monitoring"] if settings.metrics_address or settings.health_address else []
+    for module in modules:
+        importlib.import_module(f"tagfs.{module}")
+
+
 class _Mount:
     def __init__(self, settings: MountSettings, announce: Callable[[str], None], sweeper: Sweeper | None) -> None:
         self._settings = settings
@@ -115,6 +126,7 @@ class _Mount:
             self._commits = Commits(nursery)
             self._channel = _channel(settings, self._commits)
             self._session = Session(settings, self._channel)
+            self._service = Service(settings, self._channel, os.environ)
             self._stream = Stream(Lines(settings.store), self._session.send, settings.namespaces)
             try:
                 self._monitoring = self._monitored()
@@ -126,13 +138,15 @@ class _Mount:
                 return
             if waiting is not None:
                 self._channel.waiting = waiting
-                self._announce(f"{settings.mountpoint} is mounted and waits for its store: {waiting}")
+                self._tell(f"{settings.mountpoint} is mounted and waits for its store: {waiting}")
             if self._session.mounted is not None:
                 # Where it is not known, this daemon cannot reach the pipes of those who listen.
                 nursery.start_soon(self._stream.run, self._session.mounted.point)
                 self._session.ending = self._stream.close
             nursery.start_soon(self._session.end_on_signal, signals)
             nursery.start_soon(self._sweep_on_signal)
+            nursery.start_soon(self._reload_on_signal)
+            nursery.start_soon(self._service.live, self._session.mounted)
             nursery.start_soon(self._follow, opened, failure)
             if self._monitoring is not None:
                 nursery.start_soon(self._monitoring.run)
@@ -141,6 +155,7 @@ class _Mount:
                 await self._session.serve()
             except MountRefused as error:
                 failure.append(error)
+            self._service.ending()
             self._commit_unseen()
             await self._commits.drain()
             await self._session.told()
@@ -175,6 +190,22 @@ class _Mount:
                 else:
                     log.info("%s: a read-only mount sweeps nothing", self._settings.mountpoint)
 
+    async def _reload_on_signal(self) -> None:
+        """SIGHUP: have the kernel ask anew for all that it keeps, and what ought to exist be looked at now."""
+        with trio.open_signal_receiver(signal.SIGHUP) as signals:
+            async for _ in signals:
+                self._service.reloading()
+                log.info("%s: looking at %s afresh", self._settings.mountpoint, self._settings.store)
+                if self._channel.tree is not None:
+                    self._session.send(self._channel.tree.everything())
+                if self._sweeper is not None:
+                    self._sweeper.request()
+                self._service.ready()
+
+    def _tell(self, line: str) -> None:
+        self._announce(line)
+        self._service.announce(line)
+
     # -- the store
 
     async def _follow(self, opened: Opened | None, failure: list[BaseException]) -> None:
@@ -205,6 +236,7 @@ class _Mount:
                 assert self._sweeper is not None
                 removal = MountRemoval(self._channel.tree, self._commits, self._session.send)
                 nursery.start_soon(self._sweeper.run, removal)
+            nursery.start_soon(self._service.count, opened)
             if self._monitoring is not None:
                 nursery.start_soon(self._monitoring.count, opened)
             waiting = await self._watch(opened)
@@ -246,7 +278,7 @@ class _Mount:
         self._channel.waiting = None
         self._was_shown = True
         how = "read-only" if settings.read_only else f"read-write, {_told(store.policy)}"
-        self._announce(f"{settings.mountpoint} shows {settings.store}: {how}, format {store.format}")
+        self._tell(f"{settings.mountpoint} shows {settings.store}: {how}, format {store.format}")
 
     async def _hide(self, opened: Opened, waiting: str) -> None:
         tree = self._channel.tree
