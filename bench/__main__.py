@@ -7,7 +7,6 @@ It wants root: mounts, loop devices, counting requests.  It ends with 1 where a 
 """
 
 import argparse
-import math
 import os
 import signal
 import sys
@@ -25,8 +24,8 @@ from bench.results import Results
 DOCUMENT = PROJECT / "docs" / "benchmarks.md"
 
 _QUICK = (datasets.synthetic(1_000, 10), datasets.synthetic(1_000, 400))
-_BUDGET = 2.0
-"""Seconds for a side in one comparison of a short run: what is slow is measured less often."""
+_PACES = {False: (7, 1.5), True: (9, 20.0)}
+"""By whether the run is a full one; see `Pace`."""
 
 _FULL = (datasets.synthetic(1_000, 10), datasets.synthetic(5_000, 400), datasets.synthetic(1_000, 5_000))
 
@@ -34,7 +33,7 @@ _FULL = (datasets.synthetic(1_000, 10), datasets.synthetic(5_000, 400), datasets
 def groups(is_full: bool) -> dict[str, Callable[[Path, Results], None]]:
     """Name -> what measures it, in the order of running."""
     rounds = 5 if is_full else 3
-    pace = rounds, math.inf if is_full else _BUDGET
+    pace = _PACES[is_full]
     own_cpu: dict[str, float] = {}
 
     def read(work: Path, results: Results) -> None:
@@ -61,7 +60,7 @@ def groups(is_full: bool) -> dict[str, Callable[[Path, Results], None]]:
     def keep(work: Path, results: Results) -> None:
         upkeep.fresh_reads(work, 500 if is_full else 200, results)
         upkeep.held_open(work, results)
-        upkeep.measure(work, upkeep.MANY, 3, 60 if is_full else 20, results)
+        upkeep.measure(work, is_full, results)
 
     def scale(work: Path, results: Results) -> None:
         scaling.by_lists(work, (100, 1_000, 10_000, 100_000) if is_full else (100, 1_000, 10_000), results)
