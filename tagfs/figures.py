@@ -4,27 +4,27 @@ Owns: the names of metrics, each beside the owner of its figure.
 Does not know: how an owner counts, what a metric's help says, HTTP.
 """
 
+import os
 import platform
+import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import trio
 
 from tagfs import __version__
+from tagfs.channel import Channel
 from tagfs.commits import Commits
 from tagfs.counting import Counting
-from tagfs.channel import Channel
 from tagfs.errors import TagfsError
+from tagfs.metrics import Figures
 from tagfs.replacing import WritableTree
 from tagfs.session import Session
 from tagfs.settings import MountSettings
 from tagfs.sweeper import Sweeper
 from tagfs.timings import Distribution, Timings, result_name
-
-if TYPE_CHECKING:
-    from tagfs.metrics import Figures
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class Owners:
     logged: Mapping[str, int] = field(default_factory=dict)
     counting: Counting | None = None
 
-    def figures(self) -> "Figures":
+    def figures(self) -> Figures:
         settings, session, commits = self.settings, self.session, self.commits
         timings = self.timings.seen()
         mode = "ro" if settings.read_only else "rw"
@@ -70,11 +70,11 @@ class Owners:
                     "tagfs_commits_pending_bytes": commits.pending_bytes,
                 }
             )
-        for more in (self._space(), self._held(), self._swept()):
+        for more in (self._space(), self._held(), self._swept(), _process()):
             found.update(more)
         return found
 
-    def _space(self) -> "Figures":
+    def _space(self) -> Figures:
         tree = self.operations.tree
         found: Figures = {}
         if isinstance(tree, WritableTree):
@@ -95,7 +95,7 @@ class Owners:
         )
         return found
 
-    def _held(self) -> "Figures":
+    def _held(self) -> Figures:
         held = self.counting.figures if self.counting is not None else None
         if self.counting is None or held is None:
             return {}
@@ -108,7 +108,7 @@ class Owners:
             "tagfs_counted_timestamp_seconds": self.counting.counted_at,
         }
 
-    def _swept(self) -> "Figures":
+    def _swept(self) -> Figures:
         if self.sweeper is None:
             return {}
         counters, inventory = self.sweeper.counters, self.sweeper.inventory
@@ -137,6 +137,22 @@ class Owners:
                 }
             )
         return found
+
+
+def _process() -> Figures:
+    """This process, under the names that all exporters share (proc(5))."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    pages = Path("/proc/self/statm").read_text().split()
+    # The name in parentheses may have spaces; the start is the 22nd field, in ticks since the machine began.
+    begun = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return {
+        "process_cpu_seconds_total": used.ru_utime + used.ru_stime,
+        "process_resident_memory_bytes": int(pages[1]) * resource.getpagesize(),
+        "process_virtual_memory_bytes": int(pages[0]) * resource.getpagesize(),
+        "process_start_time_seconds": round(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + begun, 1),
+        "process_open_fds": len(os.listdir("/proc/self/fd")) - 1,
+        "process_max_fds": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    }
 
 
 def _wall(at: float | None) -> float | None:

@@ -8,27 +8,23 @@ Imported only where one of the two addresses is set.
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
 import trio
 
 from tagfs import logs
-from tagfs.channel import Channel
 from tagfs.changes import Change
+from tagfs.channel import Channel
 from tagfs.commits import Commits
 from tagfs.counting import Counting
 from tagfs.endpoints import Answer, Endpoints, Route
-from tagfs.errors import SettingRefused
 from tagfs.figures import Owners
+from tagfs.metrics import CONTENT_TYPE, Exposition
 from tagfs.opening import Opened
 from tagfs.probe import Probe
 from tagfs.session import Session
 from tagfs.settings import MountSettings
 from tagfs.sweeper import Sweeper
 from tagfs.timings import Distribution
-
-if TYPE_CHECKING:
-    from tagfs.metrics import Exposition
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +60,7 @@ class Monitoring:
         """Take the addresses; SettingRefused."""
         routes: dict[tuple[str, int], dict[str, Route]] = {}
         if (address := self._settings.metrics_address) is not None:
-            self._exposition = _exposition(self._owners)
+            self._exposition = Exposition(self._owners.figures)
             self._owners.logged = logs.tally()
             self._operations.measure(self._owners.timings)
             routes.setdefault(address, {})["/metrics"] = self._metrics
@@ -121,8 +117,7 @@ class Monitoring:
 
     async def _metrics(self, headers: Mapping[bytes, bytes]) -> Answer:
         assert self._exposition is not None
-        body, content_type = self._exposition.text(headers.get(b"accept", b"").decode("ascii", "replace"))
-        return Answer(HTTPStatus.OK, body, content_type)
+        return Answer(HTTPStatus.OK, self._exposition.text(), CONTENT_TYPE)
 
     async def _healthz(self, headers: Mapping[bytes, bytes]) -> Answer:
         if self._probe is None:
@@ -152,11 +147,3 @@ class Monitoring:
         if not self._was_synced and inventory is not None:
             missing.append(f"inventory: {inventory.name} has not told yet what ought to exist")
         return missing
-
-
-def _exposition(owners: Owners) -> "Exposition":
-    try:
-        from tagfs.metrics import Exposition
-    except ImportError as error:
-        raise SettingRefused(f"--metrics-addr needs more ({error}): pip install 'tagfs[monitoring]'") from error
-    return Exposition(owners.figures)

@@ -3,17 +3,15 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
-from prometheus_client.parser import text_string_to_metric_families as text_metrics
+from prometheus_client.parser import text_string_to_metric_families
 
-from tagfs.metrics import COUNTER, HISTOGRAM, METRICS, NAMES, PROCESS_METRICS, SUMMARY, Exposition, Figure, Figures
+from tagfs.metrics import COUNTER, HISTOGRAM, METRICS, NAMES, SUMMARY, Exposition, Figure, Figures
 from tagfs.timings import Distribution
 
-PROJECT = Path(__file__).parent.parent
+ODD = 'a "path\\n"\n of é, {x="1"}'
+"""A label's value that has to be escaped."""
 
 
 def every_figure() -> Figures:
@@ -28,39 +26,32 @@ def every_figure() -> Figures:
             figure = spread
         elif metric.kind == SUMMARY:
             figure = (2, 3.0)
-        found[metric.name] = {tuple(f'{label}"\n' for label in metric.labels): figure} if metric.labels else figure
+        found[metric.name] = {tuple(ODD + label for label in metric.labels): figure} if metric.labels else figure
     return found
 
 
-def text_of(figures: Figures, accept: str = "") -> str:
-    return Exposition(lambda: figures).text(accept)[0].decode()
+def text_of(figures: Figures) -> str:
+    return Exposition(lambda: figures).text().decode()
 
 
 def test_every_metric_has_a_name_of_its_own_and_a_help() -> None:
     assert len(NAMES) == len(METRICS)
     for metric in METRICS:
-        assert re.fullmatch(r"tagfs_[a-z_]+", metric.name)
+        assert re.fullmatch(r"(tagfs|process)_[a-z_]+", metric.name)
         assert metric.help.endswith(".")
         assert metric.name.endswith("_total") == (metric.kind == COUNTER)
 
 
-@pytest.mark.parametrize(
-    ("accept", "parse", "content_type"),
-    [
-        ("", text_metrics, "text/plain"),
-        ("application/openmetrics-text; version=1.0.0,text/plain;q=0.5", open_metrics, "application/openmetrics-text"),
-    ],
-)
-def test_all_of_them_are_told_in_a_format_that_is_understood(
-    accept: str, parse: Callable[[str], object], content_type: str
-) -> None:
-    body, told_type = Exposition(every_figure).text(accept)
-    assert told_type.startswith(content_type)
-    families = {family.name: family for family in parse(body.decode())}  # type: ignore[attr-defined]
+def test_prometheus_own_parser_reads_all_of_them() -> None:
+    families = {family.name: family for family in text_string_to_metric_families(text_of(every_figure()))}
+    assert len(families) == len(METRICS)
     for metric in METRICS:
         family = families[metric.name.removesuffix("_total") if metric.kind == COUNTER else metric.name]
-        assert family.documentation == metric.help
-        assert family.samples
+        assert (family.type, family.documentation) == (metric.kind, metric.help)
+        for sample in family.samples:
+            assert {name: value for name, value in sample.labels.items() if name != "le"} == {
+                label: ODD + label for label in metric.labels
+            }
 
 
 def test_promtool_finds_nothing_to_improve() -> None:
@@ -75,7 +66,7 @@ def test_promtool_finds_nothing_to_improve() -> None:
 def test_a_histogram_is_cumulated() -> None:
     text = text_of({"tagfs_loop_lag_seconds": every_figure()["tagfs_loop_lag_seconds"]})
     found = re.findall(r'^tagfs_loop_lag_seconds_(?:bucket\{le="([^"]+)"\}|(?:count|sum)) (\S+)$', text, re.MULTILINE)
-    assert found == [("0.1", "1.0"), ("1.0", "2.0"), ("+Inf", "3.0"), ("", "3.0"), ("", "5.55")]
+    assert found == [("0.1", "1"), ("1", "2"), ("+Inf", "3"), ("", "3"), ("", "5.55")]
 
 
 def test_what_is_not_known_is_absent_and_not_zero() -> None:
@@ -87,11 +78,6 @@ def test_a_figure_without_a_metric_is_a_defect() -> None:
         text_of({"tagfs_nothing": 1})
 
 
-def test_the_process_is_told_under_the_usual_names() -> None:
-    names = {family.name for family in text_metrics(text_of({}))}
-    assert {name.removesuffix("_total") for name in PROCESS_METRICS} <= {name.removesuffix("_total") for name in names}
-
-
 def test_nothing_is_read_before_somebody_asks() -> None:
     asked: list[int] = []
 
@@ -101,6 +87,6 @@ def test_nothing_is_read_before_somebody_asks() -> None:
 
     exposition = Exposition(read)
     assert not asked
-    exposition.text("")
-    exposition.text("")
+    exposition.text()
+    exposition.text()
     assert len(asked) == 2
