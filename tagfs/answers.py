@@ -19,6 +19,9 @@ SIZE_LIMIT = 64 << 20
 """Bytes of one answer, and of one event of a watch.  An object is at most three megabytes, its metadata mostly one or
 two kilobytes."""
 
+_MESSAGE_LIMIT = 1000
+"""Characters of what a server says that an error repeats."""
+
 PLAIN = "application/json"
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
@@ -151,7 +154,7 @@ def refusal(code: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> e
     try:
         status = _STATUS.decode(body)
     except msgspec.MsgspecError:
-        status = _Status(" ".join(body[:200].decode("utf-8", "replace").split()))
+        status = _Status(body[:200].decode("utf-8", "replace"))
     return _refused(code, status, next((value for name, value in headers if name.lower() == b"retry-after"), None))
 
 
@@ -166,7 +169,9 @@ def _refused(code: int, status: _Status, header: bytes | None) -> errors.ApiRefu
     retry_after = _seconds(header.decode("ascii", "replace").strip()) if header is not None else None
     if retry_after is None and status.details is not None:
         retry_after = status.details.retry_after
-    return _REFUSALS.get(code, errors.ApiRefused)(code, status.message or "without a word", retry_after)
+    # Of a line that is logged it may be the end.
+    message = " ".join(status.message[:_MESSAGE_LIMIT].split())
+    return _REFUSALS.get(code, errors.ApiRefused)(code, message or "without a word", retry_after)
 
 
 def _seconds(retry_after: str) -> float | None:

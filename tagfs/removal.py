@@ -77,6 +77,10 @@ class Removal(ABC):
         """What the store holds; raises OSError, StoreWaiting."""
 
     @abstractmethod
+    async def has(self, key: RepositoryKey) -> bool:
+        """Whether it has a directory, with a list or without one; raises OSError, StoreWaiting."""
+
+    @abstractmethod
     async def remove(self, key: RepositoryKey, mark: Mark) -> Outcome:
         """Delete the list of an orphan and its directory; raises OSError, StoreWaiting."""
 
@@ -105,6 +109,9 @@ class StoreRemoval(Removal):
 
     async def listing(self) -> Disk:
         return collect(entries(self._store))
+
+    async def has(self, key: RepositoryKey) -> bool:
+        return is_there(self._store, key)
 
     async def remove(self, key: RepositoryKey, mark: Mark) -> Outcome:
         self._before(key)
@@ -146,6 +153,10 @@ class MountRemoval(Removal):
             found += batch
             await trio.sleep(LISTING_PAUSE)
         return collect(iter(found))
+
+    async def has(self, key: RepositoryKey) -> bool:
+        await self._commits.quiet(key)
+        return is_there(self._store, key)
 
     async def remove(self, key: RepositoryKey, mark: Mark) -> Outcome:
         await self._commits.quiet(key)
@@ -216,6 +227,14 @@ def collect(found: Iterator[_Entry]) -> Disk:
         else:
             (lists if entry.has_list else bare).append(entry.key)
     return Disk(frozenset(lists), frozenset(bare), frozenset(namespaces))
+
+
+def is_there(store: Store, key: RepositoryKey) -> bool:
+    try:
+        store.directory_mtime_ns(key.namespace, key.name)
+    except RepositoryMissing:
+        return False
+    return True
 
 
 def remove_orphan(store: Store, key: RepositoryKey, mark: Mark) -> Outcome:

@@ -47,6 +47,8 @@ class Counters:
     lists: int = 0
     seconds: float = 0.0
     """That all of `sweeps` took."""
+    last_seconds: float = 0.0
+    """That the last of them took."""
     last_success: float | None = None
     """When a sweep ended that did all it had to, on trio's clock."""
 
@@ -218,7 +220,9 @@ class Sweep:
         swept = Swept(Plan(delete=(key,)), self.counters.lists, None)
         try:
             await self._take_over(removal)
-            if key not in self._guard.held and await self._may_depart(removal, key):
+            if key in self._guard.held or not await removal.has(key):
+                return True
+            if await self._may_depart(removal, key):
                 await self._delete(removal, mark, swept, frozenset(swept.plan.delete))
             else:
                 await self._leave_ledger(removal)
@@ -235,7 +239,12 @@ class Sweep:
         level = logging.INFO if self._guard.held else logging.ERROR
         if self._guard.holds_unnamed and not self._rules.allow_mass_deletion:
             self._hold(key)
-            log.log(level, "%s: held: it has departed, and a mass deletion was held when the last process ended", key)
+            log.log(
+                level,
+                "%s: held: it has departed, and a mass deletion was held when the last process ended; the next sweep"
+                " tells more (SIGUSR1 sweeps now)",
+                key,
+            )
             return False
         if room == 0:
             self._hold(key)
@@ -270,6 +279,7 @@ class Sweep:
         made, counters = swept.plan, self.counters
         counters.sweeps += 1
         counters.seconds += seconds
+        counters.last_seconds = seconds
         counters.held = len(made.held)
         if not made.refusal and not swept.errors:
             counters.last_success = trio.current_time()

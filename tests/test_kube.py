@@ -168,6 +168,14 @@ async def test_an_answer_that_is_no_list_is_an_error_and_not_an_empty_list(
         await cluster.inventory().keys()
 
 
+async def test_what_a_server_says_is_one_line_of_a_log(clock: Clock, cluster: FakeCluster) -> None:
+    cluster.faults.append(Fault.refusal(403, "no\nERROR all lists\tare deleted\n" + "x" * 100_000))
+    with pytest.raises(InventoryIncomplete, match="403: no ERROR all lists are deleted x") as raised:
+        await cluster.inventory().keys()
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 2000
+
+
 async def test_an_answer_beyond_all_measure_is_not_kept(
     clock: Clock, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

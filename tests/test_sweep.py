@@ -508,6 +508,24 @@ async def test_a_departure_without_a_list_is_nothing(store: Store, autojump_cloc
     assert (sweeper.counters.departures, sweeper.counters.deleted) == (2, 0)
 
 
+async def test_departures_of_what_is_not_in_the_store_cost_nothing_and_are_not_held(
+    store: Store, autojump_clock: MockClock
+) -> None:
+    """A namespace of thousands goes, of which a young store or a shard's has none."""
+    put(store, A, B)
+    strangers = many(2000)
+    inventory = ToldInventory([A, B, *strangers])
+    sweeper = Sweeper(inventory, Rules(), 60 * MINUTE)
+    async with running(sweeper, store):
+        await trio.sleep(MINUTE)
+        looks = inventory.looks
+        inventory.departs(*strangers)
+        await trio.sleep(MINUTE)
+        assert sweeper.counters.departures == 2000
+        assert (inventory.looks, sweeper.counters.held, sweeper.counters.deleted) == (looks, 0, 0)
+    assert there(store) == {A, B}
+
+
 async def test_a_stream_of_departures_is_held_at_the_share(
     store: Store, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, no_surprises: Callable[[str], None]
 ) -> None:
