@@ -91,6 +91,17 @@ examples:
   tagfs watch --namespace team-a /var/lib/tags
   tagfs watch --json /mnt/tags | jq -r 'select(.data.added != []) | .subject'"""
 
+_DOCTOR = """\
+Looks at this machine, or pod, and at a store and a mount point where they are named, and changes nothing. What is
+wrong comes with its cure. Name a mount alone where it is only read; with --inventory the cluster is asked as a mount
+would ask it. Ends with 6 where something fails.
+
+examples:
+  tagfs doctor                                   could this user mount here?
+  tagfs doctor /var/lib/tags /mnt/tags
+  tagfs doctor --inventory kubernetes /var/lib/tags
+  kubectl exec POD -c tagfs -- tagfs doctor --json /data /mnt/tags"""
+
 
 class Parser(argparse.ArgumentParser):
     """Complains in one line that says where to look."""
@@ -162,14 +173,21 @@ def parser(runs: Mapping[str, Run], endings: str) -> argparse.ArgumentParser:
     watch.add_argument("path", metavar="PATH", help="a store, or a mount or what is in it")
     watch.add_argument("--json", action="store_true", help="one object a line, as a mount's .changes has them")
 
+    doctor = command("doctor", "tell what is wrong with this machine or pod, and how to mend it", _DOCTOR)
+    doctor.add_argument("store", metavar="STORE", nargs="?", help="or, alone, a mount")
+    doctor.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
+    doctor.add_argument("--json", action="store_true", help="one object with stable keys")
+
     by_flag = {setting.flag: setting for setting in SETTINGS}
     for flag in SWEEP_FLAGS:
         _add(sweep, by_flag[flag])
     _add(convert, by_flag["storage-compression-threshold"])
     _add(watch, by_flag["namespace"])
-    for made in (status, check, convert, sweep, watch):
+    for flag in ("inventory", "kube-context", "watch-all-namespaces", "watch-namespace"):
+        _add(doctor, by_flag[flag])
+    for made in (status, check, convert, import_, sweep, watch):
         _add(made, by_flag["max-list-size"])
-    for made in (unmount, status, check, convert, sweep, watch):
+    for made in (unmount, status, check, convert, import_, sweep, watch, doctor):
         _add(made, by_flag["log-level"])
 
     help_ = command("help", "show this help, or that of a command", "")

@@ -16,7 +16,7 @@ from typing import TextIO
 from tagfs import errors
 from tagfs.arguments import USAGE, Run, parser
 from tagfs.settings import SETTINGS, MountSettings, resolve, resolve_sweep, value_of
-from tagfs.values import absolute_source
+from tagfs.values import KUBERNETES, absolute_source
 
 PROBLEMS_FOUND = 6
 DISK_FAILED = 8
@@ -61,7 +61,7 @@ ENDINGS = (
     Ending(3, "the store was refused: it is none, or not one that this version may touch", (errors.StoreRefused,)),
     Ending(4, "the store is held by another writer", (errors.StoreHeld,)),
     Ending(5, "cannot mount, or unmount: the mount point, /dev/fuse or the rights", (errors.MountRefused,)),
-    Ending(PROBLEMS_FOUND, "problems were found in the store", (errors.ListCorrupt,)),
+    Ending(PROBLEMS_FOUND, "problems were found: in the store, or by the doctor", (errors.ListCorrupt,)),
     Ending(7, "the store was not ready within --wait", (errors.StoreWaiting,)),
     Ending(DISK_FAILED, "the disk, or the output, failed", (OSError, errors.CommitUncertain)),
     Ending(
@@ -332,6 +332,32 @@ def _watch(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int
     return 0
 
 
+def _doctor(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    _configure_plain(arguments, environment)
+    from tagfs import doctor, report
+    from tagfs.mountpoint import FSTYPE, holding
+    from tagfs.remarks import Level, count
+
+    store, point = (path and os.path.abspath(path) for path in (arguments.store, arguments.mountpoint))
+    if store is not None and point is None and (there := holding(store)) is not None and there.fstype == FSTYPE:
+        store, point = None, there.point
+    settings = resolve(store or "", point or "", _given(arguments), (), environment)
+    remarks = list(doctor.examine(store, point))
+    if settings.inventory == (KUBERNETES,):
+        try:
+            from tagfs import rights
+        except ImportError as error:
+            raise errors.SettingRefused(
+                f"--inventory kubernetes needs more ({error}): pip install 'tagfs[kubernetes]'"
+            ) from error
+        remarks += rights.examine(settings, environment)
+    if arguments.json:
+        print(report.remarks_json(remarks))
+    else:
+        report.show_remarks(remarks, report.Page())
+    return PROBLEMS_FOUND if count(remarks, Level.FAIL) else 0
+
+
 def _given(arguments: argparse.Namespace) -> dict[str, str]:
     """The settings that were given as flags: flag -> text."""
     flags = {
@@ -379,6 +405,7 @@ _RUNS: Mapping[str, Run] = {
     "convert": _convert,
     "sweep": _sweep,
     "watch": _watch,
+    "doctor": _doctor,
     "help": _help,
 }
 

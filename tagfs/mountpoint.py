@@ -41,6 +41,8 @@ class Mounted:
     source: str
     options: frozenset[str]
     device: tuple[int, int]
+    propagation: frozenset[str] = frozenset()
+    """`shared`: mounts made in it reach its peers; `master`: those of its master reach it (mount_namespaces(7))."""
 
     @property
     def is_read_only(self) -> bool:
@@ -200,7 +202,8 @@ def _parsed(line: str) -> Mounted:
     fstype, source, more = fields[fields.index("-") + 1 :][:3]
     major, minor = fields[2].split(":")
     options = frozenset(fields[5].split(",")) | frozenset(more.split(","))
-    return Mounted(_unescape(fields[4]), fstype, _unescape(source), options, (int(major), int(minor)))
+    propagation = frozenset(flag.partition(":")[0] for flag in fields[6 : fields.index("-")])
+    return Mounted(_unescape(fields[4]), fstype, _unescape(source), options, (int(major), int(minor)), propagation)
 
 
 def _unescape(field: str) -> str:

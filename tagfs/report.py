@@ -16,6 +16,7 @@ from typing import TextIO
 from tagfs.convert import Conversion
 from tagfs.findings import Finding, Findings
 from tagfs.orphans import SweepReport
+from tagfs.remarks import Level, Remark, count
 from tagfs.survey import Survey
 
 QUIET_SECONDS = 0.5
@@ -182,6 +183,71 @@ def show_conversion(conversion: Conversion, page: Page) -> None:
             ("unchanged", conversion.unchanged),
             ("unreadable", conversion.unreadable_count),
         ]
+    )
+
+
+def show_import(imported: Imported, page: Page) -> None:
+    if imported.refused:
+        shown = imported.refused[:ROWS_SHOWN] if page.is_terminal else imported.refused
+        page.table("Refused", ("path", "line", "reason"), [(one.path, one.line or "", one.reason) for one in shown])
+        _tell_more(page, imported.refused_count - len(shown), "refused lists")
+    page.pairs(
+        [
+            ("store", imported.path),
+            ("format", imported.format or None),
+            ("source", imported.source),
+            ("added", imported.added),
+            ("replaced", imported.replaced),
+            ("unchanged", imported.unchanged),
+            ("refused", imported.refused_count),
+            ("no lists", imported.other_count or None),
+        ]
+    )
+    if page.is_terminal and imported.is_dry:
+        page.line("nothing was written: this was a dry run")
+
+
+def import_json(imported: Imported) -> str:
+    return json.dumps(
+        {
+            "path": imported.path,
+            "source": imported.source,
+            "dry_run": imported.is_dry,
+            "format": imported.format or None,
+            "added": imported.added,
+            "replaced": imported.replaced,
+            "unchanged": imported.unchanged,
+            "refused_count": imported.refused_count,
+            "refused": [{"path": one.path, "line": one.line, "reason": one.reason} for one in imported.refused],
+            "other_count": imported.other_count,
+            "other": imported.other,
+        },
+        indent=2,
+    )
+
+
+def show_remarks(remarks: Sequence[Remark], page: Page) -> None:
+    width = max((len(one.subject) for one in remarks), default=0)
+    for one in remarks:
+        if not page.is_terminal:
+            page.line("\t".join((one.level.value, one.subject, printable(one.told), printable(one.cure))))
+            continue
+        page.line(f"{one.level.value:<5} {one.subject:<{width}}  {printable(one.told)}")
+        if one.cure:
+            page.line(f"{'':<5} {'':<{width}}  → {printable(one.cure)}")
+
+
+def remarks_json(remarks: Sequence[Remark]) -> str:
+    return json.dumps(
+        {
+            "failures": count(remarks, Level.FAIL),
+            "warnings": count(remarks, Level.WARN),
+            "remarks": [
+                {"level": one.level.value, "subject": one.subject, "told": one.told, "cure": one.cure or None}
+                for one in remarks
+            ],
+        },
+        indent=2,
     )
 
 

@@ -27,7 +27,7 @@ from tests.conftest import MakeDaemon
 from tests.support.daemon import eventually
 from tests.support.stores import KEY, LARGE, NEIGHBOUR, SMALL, open_store
 
-COMMANDS = ("mount", "unmount", "status", "check", "convert", "sweep", "watch", "help")
+COMMANDS = ("mount", "unmount", "status", "check", "convert", "sweep", "watch", "doctor", "help")
 PATIENCE = 60
 
 Done = subprocess.CompletedProcess[str]
