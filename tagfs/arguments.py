@@ -185,9 +185,9 @@ def parser(runs: Mapping[str, Run], endings: str) -> argparse.ArgumentParser:
     _add(watch, by_flag["namespace"])
     for flag in ("inventory", "kube-context", "watch-all-namespaces", "watch-namespace"):
         _add(doctor, by_flag[flag])
-    for made in (status, check, convert, import_, sweep, watch):
+    for made in (status, check, convert, sweep, watch):
         _add(made, by_flag["max-list-size"])
-    for made in (unmount, status, check, convert, import_, sweep, watch, doctor):
+    for made in (unmount, status, check, convert, sweep, watch, doctor):
         _add(made, by_flag["log-level"])
 
     help_ = command("help", "show this help, or that of a command", "")

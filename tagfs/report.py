@@ -186,46 +186,6 @@ def show_conversion(conversion: Conversion, page: Page) -> None:
     )
 
 
-def show_import(imported: Imported, page: Page) -> None:
-    if imported.refused:
-        shown = imported.refused[:ROWS_SHOWN] if page.is_terminal else imported.refused
-        page.table("Refused", ("path", "line", "reason"), [(one.path, one.line or "", one.reason) for one in shown])
-        _tell_more(page, imported.refused_count - len(shown), "refused lists")
-    page.pairs(
-        [
-            ("store", imported.path),
-            ("format", imported.format or None),
-            ("source", imported.source),
-            ("added", imported.added),
-            ("replaced", imported.replaced),
-            ("unchanged", imported.unchanged),
-            ("refused", imported.refused_count),
-            ("no lists", imported.other_count or None),
-        ]
-    )
-    if page.is_terminal and imported.is_dry:
-        page.line("nothing was written: this was a dry run")
-
-
-def import_json(imported: Imported) -> str:
-    return json.dumps(
-        {
-            "path": imported.path,
-            "source": imported.source,
-            "dry_run": imported.is_dry,
-            "format": imported.format or None,
-            "added": imported.added,
-            "replaced": imported.replaced,
-            "unchanged": imported.unchanged,
-            "refused_count": imported.refused_count,
-            "refused": [{"path": one.path, "line": one.line, "reason": one.reason} for one in imported.refused],
-            "other_count": imported.other_count,
-            "other": imported.other,
-        },
-        indent=2,
-    )
-
-
 def show_remarks(remarks: Sequence[Remark], page: Page) -> None:
     width = max((len(one.subject) for one in remarks), default=0)
     for one in remarks:
