@@ -72,9 +72,8 @@ def _memory(stores: dict[int, Path], work: Path, is_full: bool, results: Results
                 if count:
                     _visit(mounted)
                 shown.append(_settled_memory(mounted.pid))
-        rows.append(
-            (f"{count:,} lists, after find and grep over them" if count else "empty", *[*map(_mib, shown), "–"][:2])
-        )
+        what = f"{count:,} lists, after find and grep over them" if count else "empty"
+        rows.append((what, _mib(shown[0]), _mib(shown[1]) if shown[1:] else "–"))
         results.rows.append(
             Row(f"idle-rss/{count}", f"idle RSS, {what}, read-only", _mib(shown[0]), f"goal {goal:.0f} MiB",
                 shown[0] / goal, 1.0)
