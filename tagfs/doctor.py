@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 from tagfs import machine, mountpoint, sentinel
 from tagfs.disk import Disk
@@ -196,7 +197,7 @@ def _answer(path: str, there: Mounted) -> Remark:
     # In a process of its own session, so that it can be left behind where even SIGKILL does not end it.
     child = subprocess.Popen(
         [sys.executable, "-S", "-c", "import os, sys; os.statvfs(sys.argv[1]); os.listdir(sys.argv[1])", path],
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -205,6 +206,8 @@ def _answer(path: str, there: Mounted) -> Remark:
         _, said = child.communicate(timeout=ANSWER_SECONDS)
     except subprocess.TimeoutExpired:
         child.kill()
+        with suppress(subprocess.TimeoutExpired):
+            child.communicate(timeout=1)
         return fail(
             "mount",
             f"{path} does not answer within {ANSWER_SECONDS:g} s",

@@ -20,6 +20,8 @@ from tests.support.beneath import list_file, put
 from tests.support.daemon import Daemon, eventually
 from tests.support.listening import Listener, watches
 
+pytestmark = pytest.mark.mount
+
 APP, WEB = RepositoryKey("team", "app"), RepositoryKey("other", "web")
 
 

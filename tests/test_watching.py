@@ -22,6 +22,8 @@ from tests.conftest import MakeDaemon
 from tests.support.beneath import put
 from tests.support.daemon import PATIENCE
 
+pytestmark = pytest.mark.mount
+
 APP, WEB = RepositoryKey("team", "app"), RepositoryKey("other", "web")
 
 
