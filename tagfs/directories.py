@@ -41,6 +41,8 @@ class Directories(Store):
         # INVARIANT: holds only directories whose entry in the directory above is durable.
         self._durable: set[tuple[str, ...]] = set()
         self.together = Together(disk, root)
+        self.has_made_base = False
+        """That BASE came into being was its own doing, and nothing that was known before is wrong by it."""
 
     def namespaces(self) -> list[str]:
         names: list[str] = []
@@ -69,6 +71,7 @@ class Directories(Store):
         self._require_current()
         with suppress(AlreadyExists):
             self._make_dir(self.root, BASE, ())
+            self.has_made_base = True
         with self.opened() as base:
             self._make_dir(base, namespace, (namespace,))
 

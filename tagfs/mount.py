@@ -311,7 +311,10 @@ class _Mount:
                     self._opener.require_ready(store)
                 except (TagfsError, OSError) as error:
                     return str(error)
-                if change.is_lost or change.name == BASE:
+                if change.name == BASE and store.has_made_base:
+                    # Programs have entered it already, and would lose their working directory.
+                    store.has_made_base = False
+                elif change.is_lost or change.name == BASE:
                     self._session.send(tree.everything())
 
     async def _tidy(self, store: DirectoryStore, tree: WritableTree, stages: list[str]) -> None:
