@@ -1,5 +1,6 @@
 """A small HTTP server: what it answers, and what no client can do to it."""
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -8,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, open_stream_to_socket_listener
 
-from tagfs import endpoints
+from tagfs import endpoints, values
 from tagfs.endpoints import HEAD_LIMIT, IDLE, MOST_CONNECTIONS, PATIENCE, Answer, Endpoints
 from tagfs.errors import SettingRefused
 
@@ -214,6 +215,35 @@ async def test_an_address_that_is_taken_is_refused() -> None:
             await Endpoints(("127.0.0.1", server.served.port), {}).listen()
     with pytest.raises(SettingRefused):
         await Endpoints(("no-such-host.invalid", 0), {}).listen()
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:9180", ("127.0.0.1", 9180)),
+        (":9181", ("", 9181)),
+        ("localhost:0", ("localhost", 0)),
+        ("[::1]:9180", ("::1", 9180)),
+        ("[::]:9180", ("::", 9180)),
+    ],
+)
+def test_an_address_is_a_host_and_a_port(text: str, address: tuple[str, int]) -> None:
+    assert values.address(text) == address
+
+
+@pytest.mark.parametrize("text", ["", "9180", "host", "host:", "host:-1", "host:65536", "::1:9180", "a b:1", "host:٣"])
+def test_what_is_none_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape("127.0.0.1:9180")):
+        values.address(text)
+
+
+async def test_an_address_without_a_host_is_every_interface() -> None:
+    served = Endpoints(("", 0), {"/hello": hello})
+    await served.listen()
+    hosts = {listener.socket.getsockname()[0] for listener in served._listeners}
+    assert hosts <= {"0.0.0.0", "::"} and hosts
+    with pytest.raises(trio.TooSlowError), trio.fail_after(0):
+        await served.serve()
 
 
 def test_the_bounds_are_those_that_are_documented() -> None:
