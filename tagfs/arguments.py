@@ -72,6 +72,19 @@ examples:
   tagfs convert /var/lib/tags --codec gzip       before Flux takes the directory over"""
 
 
+_IMPORT = """\
+SOURCE is a directory, a tar archive (also compressed), or - for an archive from standard input. Lists in it are
+[imagerepository/]<namespace>/<name>/tags.txt, or <namespace>/<name>.txt. What is no list is refused, with its line, and
+costs the others nothing; ends with 6 then. Lists of the store that SOURCE does not have stay. The store must not be
+mounted for writing; readers may go on. Cut short at any point, run it again: it passes over what is there.
+
+examples:
+  tagfs import /var/lib/tags lists/
+  tagfs import /var/lib/tags /data                  the store of a Flux, all of it
+  tar c -C /mnt/tags . | ssh host tagfs import /var/lib/tags -
+  tagfs import /var/lib/tags lists.tar.zst --dry-run"""
+
+
 _SWEEP = """\
 Deletes the lists that the inventory does not have, in a store that no mount holds; a mount sweeps by itself. What a
 guard holds stays: an inventory that is not complete deletes nothing, an empty one neither, and of more than 20 lists
@@ -164,6 +177,12 @@ def parser(runs: Mapping[str, Run], endings: str) -> argparse.ArgumentParser:
     convert.add_argument("store", metavar="STORE")
     convert.add_argument("--codec", required=True, choices=CODEC_CHOICES[1:], help="gzip (format 2) or zstd (format 3)")
 
+    import_ = command("import", "write the lists of a directory or an archive into a store", _IMPORT)
+    import_.add_argument("store", metavar="STORE", help="made ready if it is empty")
+    import_.add_argument("source", metavar="SOURCE", help="a directory, a tar archive, or - for standard input")
+    import_.add_argument("--dry-run", action="store_true", help="tell what would be written, and write nothing")
+    import_.add_argument("--json", action="store_true", help="one object with stable keys")
+
     sweep = command("sweep", "delete the lists of images that nobody declares any more", _SWEEP)
     sweep.add_argument("store", metavar="STORE")
     sweep.add_argument("--dry-run", action="store_true", help="tell what would go, and delete nothing")
@@ -181,13 +200,15 @@ def parser(runs: Mapping[str, Run], endings: str) -> argparse.ArgumentParser:
     by_flag = {setting.flag: setting for setting in SETTINGS}
     for flag in SWEEP_FLAGS:
         _add(sweep, by_flag[flag])
-    _add(convert, by_flag["storage-compression-threshold"])
+    _add(import_, by_flag["codec"])
+    for made in (convert, import_):
+        _add(made, by_flag["storage-compression-threshold"])
     _add(watch, by_flag["namespace"])
     for flag in ("inventory", "kube-context", "watch-all-namespaces", "watch-namespace"):
         _add(doctor, by_flag[flag])
-    for made in (status, check, convert, sweep, watch):
+    for made in (status, check, convert, import_, sweep, watch):
         _add(made, by_flag["max-list-size"])
-    for made in (unmount, status, check, convert, sweep, watch, doctor):
+    for made in (unmount, status, check, convert, import_, sweep, watch, doctor):
         _add(made, by_flag["log-level"])
 
     help_ = command("help", "show this help, or that of a command", "")

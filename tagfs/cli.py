@@ -295,6 +295,27 @@ def _convert(arguments: argparse.Namespace, environment: Mapping[str, str]) -> i
     return PROBLEMS_FOUND if converting.conversion.unreadable_count else 0
 
 
+def _import(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    _configure_plain(arguments, environment)
+    from tagfs import report
+    from tagfs.importing import Import
+
+    source = arguments.source if arguments.source == "-" else os.path.abspath(arguments.source)
+    codec = value_of("codec", arguments.codec, environment)
+    threshold = value_of("storage-compression-threshold", arguments.threshold, environment)
+    limit = _list_limit(arguments, environment)
+    store = os.path.abspath(arguments.store)
+    with closing(Import(store, source, codec, threshold, limit, arguments.dry_run)) as importing:
+        try:
+            report.progress(importing.run(), importing.total, "importing lists", sys.stderr)
+        finally:
+            if arguments.json:
+                print(report.import_json(importing.imported))
+            else:
+                report.show_import(importing.imported, report.Page())
+    return PROBLEMS_FOUND if importing.imported.refused_count else 0
+
+
 def _sweep(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     _configure_plain(arguments, environment)
     from tagfs import report
@@ -403,6 +424,7 @@ _RUNS: Mapping[str, Run] = {
     "status": _status,
     "check": _check,
     "convert": _convert,
+    "import": _import,
     "sweep": _sweep,
     "watch": _watch,
     "doctor": _doctor,

@@ -10,6 +10,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import IO
 
 import zstandard
 
@@ -165,6 +166,16 @@ def exceeds(codec: Codec, stored: bytes, limit: int) -> bool:
     except (zlib.error, zstandard.ZstdError):
         return False
     return len(stored) > limit
+
+
+def is_zstd(header: bytes) -> bool:
+    return header.startswith(_ZSTD_MAGIC)
+
+
+def unpacked(stream: IO[bytes]) -> IO[bytes]:
+    """What a stream of zstd frames holds, as a stream that is read forwards."""
+    reader: IO[bytes] = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
+    return reader
 
 
 def _bounded(stored: bytes, limit: int) -> bytes:

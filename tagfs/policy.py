@@ -7,7 +7,7 @@ Does not know: files.
 from dataclasses import dataclass
 
 from tagfs import sentinel
-from tagfs.codec import CODECS, GZIP, PLAIN, ZSTD, Codec
+from tagfs.codec import CODECS, GZIP, PLAIN, ZSTD, Codec, named
 
 DEFAULT_THRESHOLD = 4096
 """Bytes: one block of a disk; below it compression saves nothing there."""
@@ -26,6 +26,13 @@ class Policy:
 
     def codec_for(self, size: int) -> Codec:
         return self.compressed if size >= self.threshold else PLAIN
+
+
+def codec_named(name: str, format_: int) -> Codec:
+    """The codec that a setting names; `auto` is the format's own."""
+    if name == "auto":
+        return GZIP if format_ == sentinel.FLUX_FORMAT else ZSTD
+    return named(name)
 
 
 def codecs_of(format_: int) -> tuple[Codec, ...]:

@@ -1,6 +1,6 @@
 """Report: what a command found, as a table on a terminal, as lines in a pipe, as JSON.  Blocking.
 
-Owns: how a survey, findings, a conversion and a sweep look; progress.
+Owns: how a survey, findings, a conversion, an import and a sweep look; progress.
 Does not know: where they come from.
 Formats: in a pipe `key: value` and tab-separated rows, sizes in bytes; JSON keys are stable and sizes are bytes.
 """
@@ -15,6 +15,7 @@ from typing import TextIO
 
 from tagfs.convert import Conversion
 from tagfs.findings import Finding, Findings
+from tagfs.importing import Imported
 from tagfs.orphans import SweepReport
 from tagfs.remarks import Level, Remark, count
 from tagfs.survey import Survey
@@ -38,7 +39,7 @@ class Size:
 Cell = str | int | float | Size | bool | None
 
 
-def progress(steps: Iterator[None], total: Callable[[], int], label: str, stream: TextIO | None) -> None:
+def progress(steps: Iterator[None], total: Callable[[], int | None], label: str, stream: TextIO | None) -> None:
     """Run `steps` to the end, with a bar on a terminal once that takes long."""
     began = time.monotonic()
     done = 0
@@ -183,6 +184,46 @@ def show_conversion(conversion: Conversion, page: Page) -> None:
             ("unchanged", conversion.unchanged),
             ("unreadable", conversion.unreadable_count),
         ]
+    )
+
+
+def show_import(imported: Imported, page: Page) -> None:
+    if imported.refused:
+        shown = imported.refused[:ROWS_SHOWN] if page.is_terminal else imported.refused
+        page.table("Refused", ("path", "line", "reason"), [(one.path, one.line or "", one.reason) for one in shown])
+        _tell_more(page, imported.refused_count - len(shown), "refused lists")
+    page.pairs(
+        [
+            ("store", imported.path),
+            ("format", imported.format or None),
+            ("source", imported.source),
+            ("added", imported.added),
+            ("replaced", imported.replaced),
+            ("unchanged", imported.unchanged),
+            ("refused", imported.refused_count),
+            ("no lists", imported.other_count or None),
+        ]
+    )
+    if page.is_terminal and imported.is_dry:
+        page.line("nothing was written: this was a dry run")
+
+
+def import_json(imported: Imported) -> str:
+    return json.dumps(
+        {
+            "path": imported.path,
+            "source": imported.source,
+            "dry_run": imported.is_dry,
+            "format": imported.format or None,
+            "added": imported.added,
+            "replaced": imported.replaced,
+            "unchanged": imported.unchanged,
+            "refused_count": imported.refused_count,
+            "refused": [{"path": one.path, "line": one.line, "reason": one.reason} for one in imported.refused],
+            "other_count": imported.other_count,
+            "other": imported.other,
+        },
+        indent=2,
     )
 
 

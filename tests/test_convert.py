@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from tagfs import sentinel, variants
+from tagfs.bulk import GROUP
 from tagfs.check import Check
 from tagfs.codec import CODECS
-from tagfs.convert import GROUP, Conversion, Convert
+from tagfs.convert import Conversion, Convert
 from tagfs.directory import DirectoryStore
 from tagfs.disk import Disk
 from tagfs.errors import ListCorrupt, StoreHeld, StoreRefused, StoreWaiting

@@ -1,0 +1,404 @@
+"""Import: every layout and archive, what is refused and why, cut short at each call, killed in the middle."""
+
+import gzip
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tagfs.check import Check
+from tagfs.codec import GZIP, ZSTD
+from tagfs.disk import Disk
+from tagfs.errors import CommitUncertain, SettingRefused, StoreHeld, StoreRefused, StoreWaiting
+from tagfs.holder import take
+from tagfs.importing import Import, Imported, Refused
+from tagfs.names import BASE, STAGE_DIRECTORY, VERSION_SENTINEL, RepositoryKey
+from tagfs.sources import SourceCut
+from tests.support.daemon import eventually
+from tests.support.faulty_disk import Fault, FaultyDisk, PowerCut, Wrong
+from tests.support.simulated_disk import SimulatedDisk
+from tests.support.stores import KEY, LARGE, NEIGHBOUR, OTHER_LARGE, SMALL, STRANGER, THRESHOLD, contents, open_store
+
+LIMIT = 1 << 20
+MTIME = 1_600_000_000
+LISTS = {KEY: LARGE, NEIGHBOUR: SMALL, STRANGER: OTHER_LARGE, RepositoryKey("apps", "none.at-all"): b""}
+EXPECTED = {str(key): plain for key, plain in LISTS.items()}
+
+
+def imported(
+    store: Path | str, source: Path | str, stdin: bytes | None = None, disk: Disk | None = None, **settings: object
+) -> Imported:
+    importing = importer(store, source, disk, **settings)
+    try:
+        for _ in importing.run(None if stdin is None else io.BufferedReader(io.BytesIO(stdin))):
+            pass
+    finally:
+        importing.close()
+    return importing.imported
+
+
+def importer(store: Path | str, source: Path | str, disk: Disk | None = None, **settings: object) -> Import:
+    given = {"codec": "auto", "threshold": THRESHOLD, "is_dry": False, **settings}
+    return Import(
+        str(store), str(source), str(given["codec"]), int(str(given["threshold"])), LIMIT, bool(given["is_dry"]), disk
+    )
+
+
+def shown(disk: Disk, path: Path | str = "/") -> dict[str, bytes]:
+    store = open_store(disk, str(path))
+    try:
+        return contents(store)
+    finally:
+        store.close()
+
+
+def problems(path: Path) -> list[str]:
+    check = Check(str(path), LIMIT, False, settling_seconds=0)
+    try:
+        for _ in check.run():
+            pass
+    finally:
+        check.close()
+    return [finding.path for finding in check.findings.kept if finding.is_problem]
+
+
+def as_shown(path: Path, base: str = BASE) -> Path:
+    for key, plain in LISTS.items():
+        file = path / base / key.namespace / key.name / "tags.txt"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(plain)
+        os.utime(file, (MTIME, MTIME))
+    return path
+
+
+def one_file_each(path: Path) -> Path:
+    for key, plain in LISTS.items():
+        file = path / key.namespace / f"{key.name}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(plain)
+        os.utime(file, (MTIME, MTIME))
+    return path
+
+
+def as_stored(path: Path) -> Path:
+    as_shown(path)
+    (path / VERSION_SENTINEL).write_text("2\n")
+    for key, codec in ((KEY, GZIP), (STRANGER, ZSTD)):
+        file = path / key.directory / "tags.txt"
+        stale = file.with_name("tags.txt" + codec.suffix)
+        stale.write_bytes(codec.encode(LISTS[key]))
+        os.utime(stale, (MTIME, MTIME))
+        file.write_bytes(b"older\n")
+        os.utime(file, (MTIME - 1, MTIME - 1))
+    return path
+
+
+LAYOUTS = [as_shown, lambda path: as_shown(path, "."), one_file_each, as_stored]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["shown", "without base", "one file each", "stored"])
+def test_a_tree_is_imported_with_its_times_and_passed_over_the_next_time(
+    tmp_path: Path, layout: Callable[[Path], Path]
+) -> None:
+    source = layout(tmp_path / "source")
+    done = imported(tmp_path / "store", source)
+    assert (done.added, done.replaced, done.unchanged, done.refused, done.format) == (4, 0, 0, [], 3)
+    assert shown(Disk(), tmp_path / "store") == EXPECTED
+    assert problems(tmp_path / "store") == []
+    assert os.listdir(tmp_path / "store" / STAGE_DIRECTORY) == []
+    store = open_store(Disk(), str(tmp_path / "store"))
+    before = [store.examine(key) for key in LISTS]
+    assert {version.mtime_ns for version in before} == {MTIME * 10**9}
+    done = imported(tmp_path / "store", source)
+    assert (done.added, done.replaced, done.unchanged) == (0, 0, 4)
+    assert [store.examine(key) for key in LISTS] == before
+    store.close()
+
+
+def archive(source: Path, above: str = "", end: bytes = b"") -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        tar.add(source, above or ".")
+    return made.getvalue()
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {"tar": bytes, "tar.gz": gzip.compress, "tar.zst": ZSTD.encode}
+
+
+@pytest.mark.parametrize("packed", PACKED)
+@pytest.mark.parametrize("is_pipe", [True, False])
+@pytest.mark.parametrize("above", ["", "srv/mnt/tags"])
+def test_an_archive_is_imported_from_a_file_or_a_pipe(tmp_path: Path, packed: str, is_pipe: bool, above: str) -> None:
+    data = PACKED[packed](archive(as_shown(tmp_path / "source"), above))
+    (tmp_path / "file").write_bytes(data)
+    done = imported(tmp_path / "store", "-" if is_pipe else tmp_path / "file", data if is_pipe else None)
+    assert (done.added, done.refused_count) == (4, 0)
+    assert shown(Disk(), tmp_path / "store") == EXPECTED
+
+
+@pytest.mark.parametrize("packed", PACKED)
+def test_what_came_before_an_archives_cut_is_there(tmp_path: Path, packed: str) -> None:
+    lists = [b"".join(b"%d-%d\n" % (number, serial * 7919 % 10007) for serial in range(2000)) for number in range(20)]
+    for number, plain in enumerate(lists):
+        (tmp_path / "source" / "team").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / "team" / f"app{number:02}.txt").write_bytes(plain)
+    whole = archive(tmp_path / "source")
+    data = PACKED[packed](whole)
+    with pytest.raises(SourceCut, match="cut short"):
+        imported(tmp_path / "store", "-", data[: len(data) // 2])
+    found = shown(Disk(), tmp_path / "store")
+    if packed != "tar.zst":  # the test's frame is one block, of which nothing can be decoded
+        assert 0 < len(found) < 20
+    assert set(found.values()) <= set(lists)
+    assert imported(tmp_path / "store", "-", data).unchanged == len(found)
+
+
+def test_the_last_of_an_archives_lists_of_one_name_counts(tmp_path: Path) -> None:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        for plain in (SMALL, LARGE, LARGE):
+            member = tarfile.TarInfo("team/app.txt")
+            member.size = len(plain)
+            tar.addfile(member, io.BytesIO(plain))
+    done = imported(tmp_path / "store", "-", made.getvalue())
+    assert (done.added, done.replaced, done.unchanged) == (1, 1, 1)
+    assert shown(Disk(), tmp_path / "store") == {"team/app": LARGE}
+
+
+def test_what_is_no_list_is_refused_with_its_line_and_costs_the_others_nothing(tmp_path: Path) -> None:
+    source = as_shown(tmp_path / "source")
+    bad = {
+        "apps/spaced": (b"v1\nv 2\n", 2, "a space"),
+        "apps/cut": (b"v1\nv2", 2, "no newline"),
+        "apps/Upper": (b"v1\n", None, "is no repository"),
+        "apps/huge": (b"a\n" * LIMIT, None, "--max-list-size"),
+    }
+    for key, (plain, _, _) in bad.items():
+        (source / BASE / key).mkdir()
+        (source / BASE / key / "tags.txt").write_bytes(plain)
+    torn = source / BASE / "apps" / "torn"
+    torn.mkdir()
+    (torn / "tags.txt.gz").write_bytes(GZIP.encode(LARGE)[:-9])
+    (torn / "notes.md").write_text("no list")
+    (source / BASE / "apps" / "link").mkdir()
+    (source / BASE / "apps" / "link" / "tags.txt").symlink_to("/etc/passwd")
+    done = imported(tmp_path / "store", source)
+    assert shown(Disk(), tmp_path / "store") == EXPECTED
+    refused = {Path(one.path).parent.name: one for one in done.refused}
+    assert done.refused_count == 5
+    for key, (_, line, reason) in bad.items():
+        one = refused[key.partition("/")[2]]
+        assert one.line == line
+        assert reason in one.reason
+    assert "truncated" in refused["torn"].reason
+    assert sorted(Path(path).name for path in done.other) == ["notes.md", "tags.txt"]
+
+
+def test_lists_that_the_source_does_not_have_stay(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    store = open_store(Disk(), str(tmp_path / "store"))
+    store.replace(RepositoryKey("mine", "own"), SMALL)
+    store.replace(KEY, SMALL)
+    store.close()
+    done = imported(tmp_path / "store", as_shown(tmp_path / "source"))
+    assert (done.added, done.replaced) == (3, 1)
+    assert shown(Disk(), tmp_path / "store") == {**EXPECTED, "mine/own": SMALL}
+
+
+@pytest.mark.parametrize(("codec", "format_", "suffix"), [("gzip", 2, ".gz"), ("zstd", 3, ".zst"), ("auto", 3, ".zst")])
+def test_a_new_store_has_the_codec_that_was_asked_for(tmp_path: Path, codec: str, format_: int, suffix: str) -> None:
+    source = as_shown(tmp_path / "source")
+    assert imported(tmp_path / "store", source, codec=codec).format == format_
+    assert (tmp_path / "store" / VERSION_SENTINEL).read_text() == f"{format_}\n"
+    assert os.listdir(tmp_path / "store" / KEY.directory) == [f"tags.txt{suffix}"]
+    assert os.listdir(tmp_path / "store" / NEIGHBOUR.directory) == ["tags.txt"]
+    # Stored otherwise is not as it would be now.
+    assert imported(tmp_path / "store", source, codec=codec, threshold=1).replaced == 1
+
+
+def test_a_store_of_format_2_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / VERSION_SENTINEL).write_text("2\n")
+    assert imported(tmp_path / "store", as_shown(tmp_path / "source")).format == 2
+    assert os.listdir(tmp_path / "store" / KEY.directory) == ["tags.txt.gz"]
+
+
+def test_a_dry_run_writes_nothing_and_tells_the_same(tmp_path: Path) -> None:
+    source = as_shown(tmp_path / "source")
+    done = imported(tmp_path / "store", source, is_dry=True)
+    assert (done.added, done.is_dry) == (4, True)
+    assert not (tmp_path / "store").exists()
+    imported(tmp_path / "store", source)
+    (source / KEY.path).write_bytes(SMALL)
+    (source / NEIGHBOUR.path).write_bytes(b"not a list")
+    holder = take(Disk(), str(tmp_path / "store"))  # a mount may go on
+    done = imported(tmp_path / "store", source, is_dry=True)
+    os.close(holder)
+    assert (done.added, done.replaced, done.unchanged, done.refused_count) == (0, 1, 2, 1)
+    assert shown(Disk(), tmp_path / "store") == EXPECTED
+
+
+def test_a_store_that_is_held_or_none_is_not_touched(tmp_path: Path) -> None:
+    source = as_shown(tmp_path / "source")
+    imported(tmp_path / "store", source)
+    holder = take(Disk(), str(tmp_path / "store"))
+    with pytest.raises(StoreHeld):
+        imported(tmp_path / "store", source)
+    os.close(holder)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter").write_text("dear")
+    (tmp_path / "wiping").mkdir()
+    (tmp_path / "wiping" / ".storage-wipe-in-progress").touch()
+    for name, error in (("home", StoreRefused), ("wiping", StoreWaiting)):
+        for is_dry in (False, True):
+            with pytest.raises(error):
+                imported(tmp_path / name, source, is_dry=is_dry)
+    assert (tmp_path / "home" / "letter").read_text() == "dear"
+
+
+def test_a_source_without_a_list_is_told(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").write_text("no archive")
+    for name, told in (("none", "is not there"), ("empty", "has no list"), ("text", "neither a directory nor a tar")):
+        with pytest.raises(SettingRefused, match=told):
+            imported(tmp_path / "store", tmp_path / name)
+
+
+# -- cut short
+
+
+def _prepared() -> tuple[FaultyDisk, SimulatedDisk]:
+    disk = FaultyDisk(inner := SimulatedDisk())
+    store = open_store(disk, "/")
+    store.replace(KEY, SMALL)
+    store.close()
+    return disk, inner
+
+
+def _cases(source: Path) -> Iterator[tuple[int, Wrong]]:
+    disk, _ = _prepared()
+    disk.arm(None)
+    imported("/", source, disk=disk)
+    for at, call in enumerate(list(disk.calls)):
+        for wrong in (Wrong.EIO, Wrong.CUT, *((Wrong.ENOSPC, Wrong.TORN_CUT) if call == "write" else ())):
+            yield at, wrong
+
+
+def test_an_import_that_fails_or_is_cut_short_anywhere_is_finished_by_the_next(tmp_path: Path) -> None:
+    source = as_shown(tmp_path)
+    cases = list(_cases(source))
+    assert len(cases) > 100
+    for at, wrong in cases:
+        disk, inner = _prepared()
+        disk.arm(Fault(at, wrong))
+        try:
+            done = imported("/", source, disk=disk)
+        except (OSError, PowerCut, StoreWaiting, CommitUncertain):
+            done = None
+        survivors = list(inner.survivors()) if wrong in (Wrong.CUT, Wrong.TORN_CUT) else [("", inner)]
+        for label, survivor in survivors:
+            found = shown(survivor)
+            for key, plain in EXPECTED.items():
+                old = SMALL if key == str(KEY) else None
+                assert found.get(key, old) in (plain, old), (at, wrong, label, key)
+            if done is not None and not done.refused_count:
+                assert found == EXPECTED, (at, wrong, label)
+            assert imported("/", source, disk=survivor).refused_count == 0
+            assert shown(survivor) == EXPECTED, (at, wrong, label)
+            root = survivor.open_root("/")
+            stages = survivor.open_dir(root, STAGE_DIRECTORY)
+            assert survivor.names(stages) == [], (at, wrong, label)
+
+
+def test_a_finished_import_outlives_a_power_loss(tmp_path: Path) -> None:
+    source = as_shown(tmp_path)
+    _, inner = _prepared()
+    imported("/", source, disk=inner)
+    for label, survivor in inner.survivors():
+        assert shown(survivor) == EXPECTED, label
+
+
+def test_what_was_there_and_not_durable_is_durable_when_it_was_passed_over(tmp_path: Path) -> None:
+    source = as_shown(tmp_path)
+
+    class Unsynced(SimulatedDisk):
+        is_on = False
+
+        def sync_filesystem(self, directory: int) -> None:
+            if self.is_on:
+                super().sync_filesystem(directory)
+
+    disk = Unsynced()
+    imported("/", source, disk=disk)
+    disk.is_on = True
+    assert imported("/", source, disk=disk).unchanged == len(LISTS)
+    for label, survivor in disk.survivors():
+        assert shown(survivor) == EXPECTED, label
+
+
+COUNT = 1500
+
+
+@pytest.mark.slow
+def test_a_killed_import_loses_nothing_and_goes_on(tmp_path: Path) -> None:
+    lists = {f"app{number}": b"v1.%d.0\n" % number * (1 + number % 900) for number in range(COUNT)}
+    (tmp_path / "source" / "team").mkdir(parents=True)
+    for name, plain in lists.items():
+        (tmp_path / "source" / "team" / f"{name}.txt").write_bytes(plain)
+    store = tmp_path / "store"
+    cut = 0
+    for goal in (1, 200, 700):
+        command = [sys.executable, "-m", "tagfs", "import", str(store), str(tmp_path / "source")]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        base = store / BASE / "team"
+        eventually(
+            lambda: process.poll() is not None or (base.exists() and len(os.listdir(base)) >= goal),  # noqa: B023
+            "lists to arrive",
+        )
+        process.send_signal(signal.SIGKILL)
+        cut += process.wait() == -signal.SIGKILL
+        found = shown(Disk(), store)
+        assert all(lists[key.partition("/")[2]] == plain for key, plain in found.items())
+    assert cut
+    told = json.loads(
+        subprocess.run([*command, "--json"], stdout=subprocess.PIPE, check=True).stdout  # type: ignore[possibly-undefined]
+    )
+    assert told["added"] + told["unchanged"] == COUNT
+    assert told["unchanged"] > 0
+    assert {key.partition("/")[2]: plain for key, plain in shown(Disk(), store).items()} == lists
+    assert os.listdir(store / STAGE_DIRECTORY) == []
+    assert problems(store) == []
+
+
+def test_the_command_tells_what_it_did_and_ends_with_6_for_what_it_refused(tmp_path: Path) -> None:
+    source = as_shown(tmp_path / "source")
+    (source / BASE / "apps" / "bad").mkdir()
+    (source / BASE / "apps" / "bad" / "tags.txt").write_bytes(b"v1\n\nv2\n")
+    command = [sys.executable, "-m", "tagfs", "import", str(tmp_path / "store"), "-"]
+    ended = subprocess.run(command, input=archive(source), capture_output=True)
+    assert ended.returncode == 6
+    lines = ended.stdout.decode().splitlines()
+    assert f"refused\t./{BASE}/apps/bad/tags.txt\t2\ta blank line" in lines
+    assert {"added: 4", "replaced: 0", "unchanged: 0", "refused: 1", "source: -"} <= set(lines)
+    ended = subprocess.run([*command[:-1], str(source), "--json", "--dry-run"], capture_output=True)
+    assert ended.returncode == 6
+    told = json.loads(ended.stdout)
+    assert (told["unchanged"], told["dry_run"]) == (4, True)
+    assert told["refused"] == [{"path": f"{source}/{BASE}/apps/bad/tags.txt", "line": 2, "reason": "a blank line"}]
+
+
+def test_only_so_many_refusals_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "source" / "team").mkdir(parents=True)
+    for number in range(150):
+        (tmp_path / "source" / "team" / f"app{number}.txt").write_bytes(b"?\n")
+    done = imported(tmp_path / "store", tmp_path / "source")
+    assert done.refused_count == 150
+    assert len(done.refused) == 100
+    assert isinstance(done.refused[0], Refused)
