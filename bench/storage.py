@@ -4,6 +4,7 @@ Owns: the sides, the goals, disk and bytes written.
 Does not know: what a side does inside.
 """
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -14,10 +15,10 @@ from pathlib import Path
 
 from bench import datasets, places
 from bench.datasets import DataSet
-from bench.measure import alternated, median, median_ratio
+from bench.measure import Pace, alternated, median, median_ratio
 from bench.places import PROJECT, PeerMissing
 from bench.results import Chart, Results, Row, Table
-from tagfs.names import BASE
+from tagfs.names import BASE, LIST
 
 OURS = "tagfs, synced as Flux syncs: not at all"
 DURABLE = "tagfs, each list durable"
@@ -41,15 +42,15 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Set and get together, but for `set_wall` and `set_cpu`; bytes."""
+    """One storage filled and asked: seconds, MiB, bytes; `cpu` is of setting and getting, `digest` of what it gave."""
 
     cpu: float
-    wall: float
     set_cpu: float
     set_wall: float
     peak: float
     disk: int
     written: int
+    digest: str
 
 
 def sides(results: Results) -> list[Side]:
@@ -57,6 +58,7 @@ def sides(results: Results) -> list[Side]:
         _python(OURS, "tagfs", False),
         _python(SQLITE, "sqlite", False),
         _python(DURABLE, "tagfs-durable", True),
+        _python(GROUPED, "tagfs-grouped", True),
         _python("SQLite + zstd-1, each list durable", "sqlite-durable", True),
         _python("SQLite + zstd-1, durable in groups", "sqlite-grouped", True),
     ]
@@ -74,16 +76,39 @@ def sides(results: Results) -> list[Side]:
     return made
 
 
-def measure(data: DataSet, work: Path, rounds: int, results: Results) -> float:
+def measure(data: DataSet, work: Path, pace: Pace, results: Results) -> float:
     """-> the CPU seconds of tagfs's durable store to set one list."""
     plain = work / "plain"
     if not plain.exists():
         datasets.write(data, plain, None)
     every = sides(results)
-    every = same_bytes(every, plain / BASE, work, results)
-    samples = alternated({side.name: partial(_sample, side, plain / BASE, work) for side in every}, rounds)
-    _tell(data, every, samples, results)
+    taken = alternated({side.name: partial(_sample, side, plain / BASE, work) for side in every}, *pace)
+    samples = only_right(taken, digest_of(plain / BASE), results)
+    _tell(data, [side for side in every if side.name in samples], samples, results)
     return median(sample.set_cpu for sample in samples[DURABLE]) / data.lists
+
+
+def digest_of(source: Path) -> str:
+    """What `digest` of a storage has to say when it was given these plain files."""
+    digest = hashlib.sha256()
+    for path in sorted(source.glob(f"*/*/{LIST}"), key=str):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def only_right(taken: dict[str, list[Sample | PeerMissing]], digest: str, results: Results) -> dict[str, list[Sample]]:
+    """The samples of the sides that never failed, nor gave back other bytes than they were given."""
+    right: dict[str, list[Sample]] = {}
+    for name, runs in taken.items():
+        samples = [run for run in runs if isinstance(run, Sample)]
+        for run in runs:
+            if isinstance(run, PeerMissing):
+                results.missing[name] = str(run)
+        if any(sample.digest != digest for sample in samples):
+            results.missing[name] = "it does not give back the bytes that it was given"
+        if name not in results.missing:
+            right[name] = samples
+    return right
 
 
 def _python(name: str, side: str, is_durable: bool) -> Side:
@@ -110,28 +135,7 @@ def _run(side: Side, what: str, source: Path, store: Path) -> dict[str, float]:
     return answer
 
 
-def same_bytes(every: list[Side], source: Path, work: Path, results: Results) -> list[Side]:
-    """The sides that give back what tagfs gives back; the others are told as missing."""
-    good = []
-    expected: object = None
-    for side in every:
-        store = work / "storage"
-        store.mkdir()
-        try:
-            _run(side, "set", source, store)
-            digest = _run(side, "digest", source, store)["digest"]
-            expected = expected or digest
-            if digest != expected:
-                raise PeerMissing("it does not give back the bytes that it was given")
-            good.append(side)
-        except PeerMissing as error:
-            results.missing[side.name] = str(error)
-        finally:
-            places.remove(store)
-    return good
-
-
-def _sample(side: Side, source: Path, work: Path) -> Sample:
+def _sample(side: Side, source: Path, work: Path) -> Sample | PeerMissing:
     store = work / "storage"
     store.mkdir()
     try:
@@ -139,13 +143,15 @@ def _sample(side: Side, source: Path, work: Path) -> Sample:
         got = _run(side, "get", source, store)
         return Sample(
             cpu=put["cpu_s"] + got["cpu_s"],
-            wall=put["wall_s"] + got["wall_s"],
             set_cpu=put["cpu_s"],
             set_wall=put["wall_s"],
             peak=max(put["peak_kib"], got["peak_kib"]) / 1024,
             disk=places.disk_bytes(store),
             written=int(put["written"] + got["written"]),
+            digest=str(_run(side, "digest", source, store)["digest"]),
         )
+    except PeerMissing as error:
+        return error
     finally:
         places.remove(store)
 

@@ -117,8 +117,8 @@ def test_a_place_that_shows_other_bytes_is_left_out_and_told(tmp_path: Path) -> 
 
 def test_every_storage_in_this_process_gives_back_the_same_bytes(tmp_path: Path) -> None:
     datasets.write(datasets.synthetic(6, 300), tmp_path / "plain", None)
-    digests = set()
-    for side in ("tagfs", "tagfs-durable", "sqlite", "sqlite-durable", "sqlite-grouped"):
+    digests = {storage.digest_of(tmp_path / "plain" / "imagerepository")}
+    for side in ("tagfs", "tagfs-durable", "tagfs-grouped", "sqlite", "sqlite-durable", "sqlite-grouped"):
         (tmp_path / side).mkdir()
         answer = {}
         for work in ("set", "digest"):
@@ -135,16 +135,23 @@ def test_every_storage_in_this_process_gives_back_the_same_bytes(tmp_path: Path)
     assert len(digests) == 1
 
 
-def test_a_storage_that_loses_a_list_is_left_out_and_told(tmp_path: Path) -> None:
+def test_a_storage_that_fails_or_gives_back_other_bytes_is_left_out_and_told(tmp_path: Path) -> None:
     datasets.write(datasets.synthetic(3, 20), tmp_path / "plain", None)
+    digest = storage.digest_of(tmp_path / "plain" / "imagerepository")
 
-    def side(name: str, digest: str) -> storage.Side:
-        return storage.Side(name, lambda *_: ["echo", json.dumps({"digest": digest})], is_durable=False)
+    def sample(digest: str) -> storage.Sample:
+        return storage.Sample(cpu=1, set_cpu=1, set_wall=1, peak=1, disk=1, written=1, digest=digest)
 
+    right, wrong = sample(digest), sample(digest[::-1])
     results = Results()
-    both = [side("right", "one"), side("wrong", "another")]
-    assert storage.same_bytes(both, tmp_path / "plain", tmp_path, results) == both[:1]
-    assert "does not give back" in results.missing["wrong"]
+    failed = places.PeerMissing("it ended with 1")
+    taken: dict[str, list[storage.Sample | places.PeerMissing]] = {
+        "right": [right, right],
+        "wrong": [right, wrong],
+        "failed": [right, failed],
+    }
+    assert storage.only_right(taken, digest, results) == {"right": [right, right]}
+    assert results.missing.keys() == {"wrong", "failed"}
 
 
 def test_clients_replace_every_list_and_readers_see_them(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import zstandard
 
 from tagfs import sentinel, taglist
+from tagfs.bulk import Bulk, Outcome
 from tagfs.directory import DirectoryStore
 from tagfs.disk import Disk
 from tagfs.names import LIST, RepositoryKey
@@ -40,7 +41,7 @@ class Storage(ABC):
         """Everything that was set is as durable as this side promises."""
 
 
-class Unsynced(Disk):
+class Careless(Disk):
     """The real disk without its syncs: what is written is as durable as what Flux writes."""
 
     def sync(self, file: int) -> None:
@@ -73,6 +74,30 @@ class Tagfs(Storage):
 
     def close(self) -> None:
         self.store.close()
+
+
+class GroupedTagfs(Tagfs):
+    """tagfs's store as `tagfs import` writes to it: durable in groups."""
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        super().__init__(path, disk)
+        self.bulk = Bulk(self.store, _GROUP)
+
+    def set_tags(self, key: RepositoryKey, tags: list[str]) -> None:
+        plain = ("\n".join(tags) + "\n").encode() if tags else b""
+        taglist.validate(plain)
+        taglist.revision(plain)
+        _require_done(self.bulk.replace(key, plain))
+
+    def close(self) -> None:
+        _require_done(self.bulk.flush())
+        super().close()
+
+
+def _require_done(outcomes: list[Outcome]) -> None:
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
 
 
 class Sqlite(Storage):
@@ -113,8 +138,9 @@ class Sqlite(Storage):
 
 
 SIDES: dict[str, Callable[[Path], Storage]] = {
-    "tagfs": lambda path: Tagfs(path, Unsynced()),
+    "tagfs": lambda path: Tagfs(path, Careless()),
     "tagfs-durable": lambda path: Tagfs(path, Disk()),
+    "tagfs-grouped": lambda path: GroupedTagfs(path, Disk()),
     "sqlite": lambda path: Sqlite(path, "OFF", 1),
     "sqlite-durable": lambda path: Sqlite(path, "FULL", 1),
     "sqlite-grouped": lambda path: Sqlite(path, "FULL", _GROUP),
