@@ -8,7 +8,6 @@ row may be told as one.
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import trio
 
@@ -42,19 +41,6 @@ async def _nothing_kept(told: Told) -> None:
     """No kernel keeps anything of the store."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """What a mount has to do with changes.
-
-    Args:
-        quiet: returns when the commits of a list have settled.
-        forget: returns when the kernel has forgotten what it kept of these lists: who is told reads the new one.
-    """
-
-    quiet: Callable[[RepositoryKey], Awaitable[None]] = _at_once
-    forget: Callable[[Told], Awaitable[None]] = _nothing_kept
-
-
 class Following:
     """Follows one store until it is cancelled, or the store is no longer ready (StoreWaiting), or fails (OSError).
 
@@ -64,6 +50,8 @@ class Following:
         tell: called with changes, in their order.
         ready: called once from when on everything is told, with the number of directories that cannot be watched.
         namespaces: the only ones that are followed, or None for all.
+        quiet: returns when a mount's commits of a list have settled.
+        forget: returns when the kernel has forgotten what it kept of these lists: who is told reads the new one.
     """
 
     def __init__(
@@ -74,14 +62,16 @@ class Following:
         ready: Callable[[int], None],
         is_resumed: bool = False,
         namespaces: frozenset[str] | None = None,
-        mount: Mount | None = None,
+        quiet: Callable[[RepositoryKey], Awaitable[None]] = _at_once,
+        forget: Callable[[Told], Awaitable[None]] = _nothing_kept,
     ) -> None:
         self._store = store
         self._past = past
         self._tell = tell
         self._ready = ready
         self._namespaces = namespaces
-        self._mount = mount or Mount()
+        self._quiet = quiet
+        self._forget = forget
         self._is_silent = not is_resumed
         self._is_ready = False
         self._news = trio.Event()
@@ -184,10 +174,10 @@ class Following:
     async def _look_at(self, changes: Changes | Unwatched, keys: list[RepositoryKey]) -> None:
         for key in keys:
             self._cover(changes, (key.namespace, key.name))
-            await self._mount.quiet(key)
+            await self._quiet(key)
         told = await trio.to_thread.run_sync(self._differences, keys)
         if told and not self._is_silent:
-            await self._mount.forget(told)
+            await self._forget(told)
             self._tell(told)
 
     def _cover(self, changes: Changes | Unwatched, path: tuple[str, ...]) -> None:

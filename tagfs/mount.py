@@ -23,7 +23,6 @@ from tagfs.commits import Commits
 from tagfs.direct import Direct
 from tagfs.directory import DirectoryStore
 from tagfs.errors import MountRefused, SettingRefused, StoreHeld, StoreWaiting, TagfsError
-from tagfs.events import Lines
 from tagfs.handles import Step
 from tagfs.names import BASE
 from tagfs.opening import Opened, Opener
@@ -35,7 +34,7 @@ from tagfs.service import Service
 from tagfs.session import Session
 from tagfs.settings import MountSettings
 from tagfs.stateless import StatelessTree
-from tagfs.stream import Stream, mount_of
+from tagfs.stream import Stream
 from tagfs.sweeper import Sweeper
 from tagfs.tree import Tree, View
 
@@ -127,7 +126,8 @@ class _Mount:
             self._channel = _channel(settings, self._commits)
             self._session = Session(settings, self._channel)
             self._service = Service(settings, self._channel, os.environ)
-            self._stream = Stream(Lines(settings.store), self._session.send, settings.namespaces)
+            send, sent = self._session.send, self._session.notifier.caught_up
+            self._stream = Stream(settings.store, send, sent, settings.namespaces)
             try:
                 self._monitoring = self._monitored()
                 if self._monitoring is not None:
@@ -272,9 +272,8 @@ class _Mount:
             self._channel.tree = WritableTree(store, settings.list_limit, View(settings.namespaces))
         self._channel.tree.watch(opened.changes.cover if settings.read_only else None)
         if self._session.mounted is not None:
-            tree, session = self._channel.tree, self._session
-            tree.pipes = self._stream.pipes
-            self._stream.show(store, mount_of(tree, self._commits.quiet, session.send, session.notifier.caught_up))
+            self._channel.tree.pipes = self._stream.pipes
+            self._stream.show(store, self._channel.tree, self._commits.quiet)
         self._channel.waiting = None
         self._was_shown = True
         how = "read-only" if settings.read_only else f"read-write, {_told(store.policy)}"

@@ -12,18 +12,22 @@ import stat
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import trio
 
 from tagfs.directory import DirectoryStore
 from tagfs.errors import StoreWaiting
-from tagfs.events import CHANGED, Lines
-from tagfs.following import Following, Mount, Told
 from tagfs.inodes import ROOT_ID
 from tagfs.names import BASE, LIST, RepositoryKey
-from tagfs.past import Past
 from tagfs.pipes import NAME, Pipes
 from tagfs.tree import Invalidation, Tree
+
+if TYPE_CHECKING:
+    # Loaded when somebody listens: a mount without listeners pays nothing.
+    from tagfs.events import Lines
+    from tagfs.following import Told
+    from tagfs.past import Past
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +36,8 @@ MOST_WAITING = 4 << 20
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 1.0
 """Seconds between two tries to join a pipe whose reader is not there yet; each is twice the one before."""
+
+Quiet = Callable[[RepositoryKey], Awaitable[None]]
 
 _TRIES_OF_AN_OPEN = 4
 """Tries after which a node was most likely only looked at, so that the kernel may forget it."""
@@ -134,22 +140,29 @@ class Stream:
     """Tells the listeners of one mount; `pipes` has the nodes that they open.
 
     Args:
-        lines: makes what is told.
-        invalidate: tells the kernel to forget.
+        path: of the store, as it is told.
+        send: tells the kernel to forget.
+        sent: returns when it has been told all that was sent.
         namespaces: the only ones that are told of, or None for all.
     """
 
     def __init__(
-        self, lines: Lines, invalidate: Callable[[Iterable[Invalidation]], None], namespaces: frozenset[str] | None
+        self,
+        path: str,
+        send: Callable[[Iterable[Invalidation]], None],
+        sent: Callable[[], Awaitable[None]],
+        namespaces: frozenset[str] | None,
     ) -> None:
         self.pipes = Pipes(self._was_asked, os.geteuid())
-        self._lines = lines
-        self._invalidate = invalidate
+        self._path = path
+        self._send = send
+        self._sent = sent
         self._namespaces = namespaces
+        self._lines: Lines | None = None
+        self._past: Past | None = None
         self._point: str | None = None
         self._nursery: trio.Nursery | None = None
-        self._shown: tuple[DirectoryStore, Mount] | None = None
-        self._past = Past()
+        self._shown: tuple[DirectoryStore, Tree, Quiet] | None = None
         self._is_ready = False
         """Whether everything is told."""
         # INVARIANT: whether `past` is what all listeners were told.
@@ -175,9 +188,13 @@ class Stream:
             finally:
                 self._nursery = None
 
-    def show(self, store: DirectoryStore, mount: Mount) -> None:
-        """There is a store to tell of."""
-        self._shown = store, mount
+    def show(self, store: DirectoryStore, tree: Tree, quiet: Quiet) -> None:
+        """There is a store to tell of.
+
+        Args:
+            quiet: returns when the commits of a list have settled.
+        """
+        self._shown = store, tree, quiet
         self._news.set()
 
     async def hide(self, reason: str) -> None:
@@ -185,7 +202,8 @@ class Stream:
         self._shown = None
         self._following.cancel()
         async with self._is_following:
-            self._tell([self._lines.waiting(reason)])
+            if self._lines is not None:
+                self._tell([self._lines.waiting(reason)])
 
     def close(self) -> None:
         """Let every listener come to the end of its file, so that it may let go of the mount."""
@@ -202,42 +220,64 @@ class Stream:
         async with self._is_following:
             if self._shown is None or not self._listeners:
                 return
-            store, mount = self._shown
-            if not self._was_ready:
+            from tagfs.following import Following
+            from tagfs.past import Past
+
+            store, tree, quiet = self._shown
+            if self._past is None:
                 self._past = Past()
+            following = Following(
+                store,
+                self._past,
+                self._tell_differences,
+                self._become_ready,
+                is_resumed=self._was_ready,
+                namespaces=self._namespaces,
+                quiet=quiet,
+                forget=lambda told: self._forget(tree, told),
+            )
             with trio.CancelScope() as self._following:
-                following = Following(
-                    store,
-                    self._past,
-                    self._tell_differences,
-                    self._become_ready,
-                    is_resumed=self._was_ready,
-                    namespaces=self._namespaces,
-                    mount=mount,
-                )
                 try:
                     await following.run()
                 except StoreWaiting:
                     pass  # Told by whoever watches the store for the mount, who then hides it.
                 except OSError as error:
                     log.error("changes cannot be told any more: %s", error)
-                    self._tell([self._lines.waiting(str(error))])
+                    self._tell([self._made_lines().waiting(str(error))])
                 self._is_ready = False
                 await trio.sleep_forever()
             self._is_ready = False
-        if not self._listeners:
-            self._past, self._was_ready = Past(), False
+        if not self._listeners or not self._was_ready:
+            self._past, self._was_ready = None, False
+
+    async def _forget(self, tree: Tree, told: "Told") -> None:
+        """Have the kernel forget what it keeps of lists, so that whoever is told reads no older one in the mount."""
+        if tree.is_writable:
+            return  # It keeps none.
+        for key, difference in told:
+            self._send(tree.changed((key.namespace, key.name), LIST))
+            if difference.revision is None or difference.previous is None:
+                self._send(_names(tree, key))
+        await self._sent()
 
     def _become_ready(self, unwatched: int) -> None:
         self._is_ready = self._was_ready = True
         self._unwatched = unwatched
         self._tell([self._ready_line()])
 
-    def _ready_line(self) -> bytes:
-        return self._lines.ready(len(self._past), self._unwatched)
+    def _made_lines(self) -> "Lines":
+        if self._lines is None:
+            from tagfs.events import Lines
 
-    def _tell_differences(self, told: Told) -> None:
-        self._tell(self._lines.of_list(key, difference) for key, difference in told)
+            self._lines = Lines(self._path)
+        return self._lines
+
+    def _ready_line(self) -> bytes:
+        return self._made_lines().ready(0 if self._past is None else len(self._past), self._unwatched)
+
+    def _tell_differences(self, told: "Told") -> None:
+        lines = self._made_lines()
+        self._tell(lines.of_list(key, difference) for key, difference in told)
 
     def _tell(self, lines: Iterable[bytes]) -> None:
         for line in lines:
@@ -255,7 +295,7 @@ class Stream:
         descriptor = await self._opened(id_)
         if descriptor is None:
             return
-        listener = _Listener(descriptor, self._lines.overflow)
+        listener = _Listener(descriptor, self._made_lines().overflow)
         self._listeners.add(listener)
         self._news.set()
         try:
@@ -265,7 +305,7 @@ class Stream:
         finally:
             self._listeners.discard(listener)
             listener.close()
-            self._invalidate([Invalidation(ROOT_ID, NAME)])
+            self._send([Invalidation(ROOT_ID, NAME)])
             if not self._listeners:
                 self._following.cancel()
 
@@ -279,40 +319,14 @@ class Stream:
             descriptor = await trio.to_thread.run_sync(_open, path, id_, abandon_on_cancel=True)
             # The kernel would keep the name, and with it the node.
             tries += 1
-            self._invalidate([Invalidation(ROOT_ID, name)])
+            self._send([Invalidation(ROOT_ID, name)])
             if descriptor is not None:
                 return descriptor
             if tries >= _TRIES_OF_AN_OPEN:
-                self._invalidate([Invalidation(ROOT_ID, NAME)])
+                self._send([Invalidation(ROOT_ID, NAME)])
             await trio.sleep(pause)
             pause = min(_LONGEST_PAUSE, pause * 2)
         return None
-
-
-def mount_of(
-    tree: Tree,
-    quiet: Callable[[RepositoryKey], Awaitable[None]],
-    send: Callable[[Iterable[Invalidation]], None],
-    sent: Callable[[], Awaitable[None]],
-) -> Mount:
-    """What following a store has to wait for, so that whoever is told of a list then reads no older one in the mount.
-
-    Args:
-        quiet: returns when the commits of a list have settled.
-        send: tells the kernel to forget.
-        sent: returns when it has been told.
-    """
-    if tree.is_writable:
-        return Mount(quiet=quiet)
-
-    async def forget(told: Told) -> None:
-        for key, difference in told:
-            send(tree.changed((key.namespace, key.name), LIST))
-            if difference.type != CHANGED:
-                send(_names(tree, key))
-        await sent()
-
-    return Mount(forget=forget)
 
 
 def _names(tree: Tree, key: RepositoryKey) -> Iterable[Invalidation]:
