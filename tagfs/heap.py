@@ -6,9 +6,10 @@ Does not know: who needed it.
 
 import ctypes
 
+_libc = ctypes.CDLL(None)
+
 
 def give_back() -> None:
     """A millisecond or two.  malloc_trim(3); musl has none, and gives back by itself."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)

@@ -20,7 +20,7 @@ import httpcore2
 import msgspec
 import trio
 
-from tagfs import __version__, answers, errors
+from tagfs import __version__, answers, errors, heap
 from tagfs.answers import Change, Collection, Metadata
 from tagfs.connections import Connections
 from tagfs.kubeconfig import Access
@@ -101,7 +101,11 @@ class Kube:
         for start in range(1, STARTS + 1):
             try:
                 async with self.session() as session:
-                    return await _pages(session, collection, convert, size)
+                    listing = await _pages(session, collection, convert, size)
+                if len(listing.items) > PAGE_SIZE:
+                    # The pages, some megabytes.
+                    heap.give_back()
+                return listing
             except errors.VersionExpired:
                 # What the server offers instead, to go on with the rest as of now, would be a list of no moment.
                 if start == STARTS:

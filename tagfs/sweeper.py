@@ -80,7 +80,7 @@ class Sweeper:
                 await self._requested.wait()
             self._requested = trio.Event()
             is_done = await self._try(removal)
-            # The pages of a large list and the keys that were compared: some megabytes.
+            # The keys that were compared, a megabyte or more.
             heap.give_back()
             if is_done:
                 backoff.reset()

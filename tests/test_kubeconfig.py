@@ -123,9 +123,10 @@ def test_what_goes_before_what(tmp_path: Path, account: Path) -> None:
     assert server(KUBECONFIG="", KUBERNETES_SERVICE_HOST="") == "https://home.test"
 
 
-def test_yaml_is_imported_only_for_a_kubeconfig() -> None:
-    source = "import sys, tagfs.kubeconfig, tagfs.cluster; sys.exit('yaml' in sys.modules)"
-    subprocess.run([sys.executable, "-c", source], check=True)
+def test_yaml_is_imported_only_for_a_kubeconfig_that_is_no_json(tmp_path: Path) -> None:
+    path = written(tmp_path / "config", json.dumps(document()))
+    source = f"import sys, tagfs.kubeconfig, tagfs.cluster; tagfs.kubeconfig.find({{'KUBECONFIG': {str(path)!r}}})"
+    subprocess.run([sys.executable, "-c", f"{source}; sys.exit('yaml' in sys.modules)"], check=True)
 
 
 # -- kubeconfig files
