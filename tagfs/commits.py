@@ -16,15 +16,12 @@ import trio
 
 from tagfs.durability import Call, Work
 from tagfs.errors import CommitUncertain, TagfsError
-from tagfs.handles import Step
+from tagfs.handles import HEAVY, Step
 from tagfs.lanes import Lanes
 from tagfs.names import RepositoryKey
 from tagfs.timings import Distribution
 
 log = logging.getLogger(__name__)
-
-HEAVY = 1 << 20
-"""Bytes of a list from which encoding it would keep the loop from answering others: 1 MiB takes about 2 ms."""
 
 MOST_WAITING = 256
 """Steps that may wait before writers do: each can hold a descriptor of a list that is not published yet."""

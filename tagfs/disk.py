@@ -125,9 +125,9 @@ class Disk:
             raise OSError(number, os.strerror(number))
         return status[0] & 0xFFFFFFFF
 
-    def tells_of_lost_writes(self) -> bool:
+    def tells_of_lost_writes(self, release: str | None = None) -> bool:
         """Whether `sync_filesystem` fails where anything written before was lost: Linux 5.8."""
-        major, minor = re.findall(r"\d+", os.uname().release)[:2]
+        major, minor = re.findall(r"\d+", release or os.uname().release)[:2]
         return (int(major), int(minor)) >= (5, 8)
 
     def rename(self, directory: int, name: str, to_directory: int, to_name: str) -> None:

@@ -20,8 +20,10 @@ TOGETHER_FROM = 2
 SLOW = 0.5
 """Seconds that a syncfs takes only where another program has changed a lot."""
 
-REST = 30.0
-"""Seconds in which each is synced by itself after a slow one."""
+REST = 5.0
+"""Seconds in which each is synced by itself after a slow one, doubled after each further one up to LONGEST_REST."""
+
+LONGEST_REST = 600.0
 
 _GROUPED_KINDS = frozenset({0xEF53})
 """File systems whose syncfs is one commit of the journal, by their numbers in `statfs(2)`: ext4.  Others were not
@@ -44,18 +46,20 @@ class Together:
     `root` is a directory of it, opened before any of them was written.
     """
 
-    def __init__(self, disk: Disk, root: int) -> None:
+    def __init__(self, disk: Disk, root: int, clock: Callable[[], float] = monotonic) -> None:
         self._disk = disk
+        self._clock = clock
         self._root = root
         self._is_able: bool | None = None
         self._not_before = 0.0
+        self._rest = REST
 
     @property
     def is_usable(self) -> bool:
         """Whether many may be made durable at once, now."""
         if self._is_able is None:
             self._is_able = self._disk.kind(self._root) in _GROUPED_KINDS and self._disk.tells_of_lost_writes()
-        return self._is_able and monotonic() >= self._not_before
+        return self._is_able and self._clock() >= self._not_before
 
     def sync(self, group: Sequence["Unsynced"]) -> list[Exception | None]:
         """Make a group durable; -> for each, the error because of which it is not.
@@ -64,16 +68,22 @@ class Together:
         a later group holds, so from then on each file is asked by itself.
         """
         if len(group) >= TOGETHER_FROM and self.is_usable:
-            began = monotonic()
+            began = self._clock()
             try:
                 self._disk.sync_filesystem(self._root)
                 return [None] * len(group)
             except OSError:
                 self._is_able = False
             finally:
-                if monotonic() - began > SLOW:
-                    self._not_before = monotonic() + REST
+                self._note(self._clock() - began)
         return [_error_of(one) for one in group]
+
+    def _note(self, seconds: float) -> None:
+        if seconds > SLOW:
+            self._not_before = self._clock() + self._rest
+            self._rest = min(2 * self._rest, LONGEST_REST)
+        else:
+            self._rest = REST
 
 
 @dataclass(frozen=True, slots=True)

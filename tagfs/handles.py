@@ -14,6 +14,9 @@ from tagfs.inodes import DirectoryNode, ListNode
 from tagfs.names import RepositoryKey
 from tagfs.writer import Writer
 
+HEAVY = 1 << 20
+"""Bytes of a list from which judging and encoding it would keep the loop from answering others: about 4 ms."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

@@ -1,11 +1,15 @@
 """Lanes: the threads in which steps block; what waits to be durable goes together.  Async.
 
-Owns: how many block at once; what goes into one group.
+Owns: how many block at once; what goes into one group; the threads.
 Does not know: steps, their order.
+
+The threads are its own, because trio's cost 0.1 ms a call, and one writer makes two calls a list.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 
 import trio
 
@@ -17,12 +21,17 @@ THREADS = 8
 MOST_IN_A_GROUP = 64
 """Of a larger one the first would wait longer than the last gains."""
 
+IDLE = 5.0
+"""Seconds after which a thread that has nothing to do ends."""
+
 Resume = Callable[[Exception | None], None]
 """Called on the loop when what blocked is done, with its error."""
 
+_Group = list[tuple[Blocking, Resume]]
+
 
 class Lanes:
-    """Runs what blocks; as many lanes as there is work for, up to THREADS.
+    """Runs what blocks in threads, as many as there is work for, up to THREADS.
 
     Where a file system makes many files durable at once, there is one such group at a time: what comes meanwhile is the
     next.
@@ -30,60 +39,106 @@ class Lanes:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
-        self._limiter = trio.CapacityLimiter(THREADS)
+        self._token = trio.lowlevel.current_trio_token()
         self._calls: deque[tuple[Call, Resume]] = deque()
         self._unsynced: deque[tuple[Unsynced, Resume]] = deque()
-        self._lanes = 0
-        # INVARIANT: while anything may be taken, a lane looks, or all of them are at work and will look.
-        self._is_looking = False
-        self._groups = 0
+        # INVARIANT: groups that were handed to threads and have not been collected; those that syncfs is called for.
+        self._under_way = 0
+        self._together = 0
+        self._is_collecting = False
+        self._idle: trio.Event | None = None
+        self._handed: SimpleQueue[tuple[_Group, bool]] = SimpleQueue()
+        self._ended: deque[tuple[_Group, bool, list[Exception | None]]] = deque()
+        self._is_told = False
+        self._lock = threading.Lock()
+        # INVARIANT: as many as wait for what is handed, or are at work on it; changed under the lock.
+        self._threads = 0
 
     def add(self, blocking: Blocking, resume: Resume) -> None:
         if isinstance(blocking, Call):
             self._calls.append((blocking, resume))
         else:
             self._unsynced.append((blocking, resume))
-        self._look()
+        if not self._is_collecting:
+            self._hand_out()
 
-    def _look(self) -> None:
-        if not self._is_looking and self._lanes < THREADS and (self._calls or self._may_sync()):
-            self._is_looking = True
-            self._lanes += 1
-            self._nursery.start_soon(self._lane)
+    def _hand_out(self) -> None:
+        while self._under_way < THREADS and (self._calls or self._may_sync()):
+            is_together = False
+            if self._may_sync():
+                is_together = self._unsynced[0][0].together.is_usable
+                group: _Group = self._group() if is_together else [self._unsynced.popleft()]
+            else:
+                group = [self._calls.popleft()]
+            self._under_way += 1
+            self._together += is_together
+            if self._idle is None:
+                self._idle = trio.Event()
+                self._nursery.start_soon(self._stay, self._idle)
+            self._hand(group, is_together)
 
     def _may_sync(self) -> bool:
-        return bool(self._unsynced) and (self._groups == 0 or not self._unsynced[0][0].together.is_usable)
+        return bool(self._unsynced) and (self._together == 0 or not self._unsynced[0][0].together.is_usable)
 
-    async def _lane(self) -> None:
-        """Lives as long as there is something for it to take; also while the mount ends."""
-        with trio.CancelScope(shield=True):
-            while True:
-                self._is_looking = False
-                if self._may_sync():
-                    group = self._group()
-                    is_group = group[0][0].together.is_usable
-                    self._groups += is_group
-                    self._look()
-                    await self._do(group)
-                    self._groups -= is_group
-                elif self._calls:
-                    call = self._calls.popleft()
-                    self._look()
-                    await self._do([call])
-                else:
-                    break
-        self._lanes -= 1
-
-    def _group(self) -> list[tuple[Unsynced, Resume]]:
-        group = [self._unsynced.popleft()]
-        together = group[0][0].together
-        if together.is_usable:
-            while self._unsynced and len(group) < MOST_IN_A_GROUP and self._unsynced[0][0].together is together:
-                group.append(self._unsynced.popleft())
+    def _group(self) -> _Group:
+        group: _Group = [self._unsynced.popleft()]
+        together = group[0][0].together if isinstance(group[0][0], Unsynced) else None
+        while self._unsynced and len(group) < MOST_IN_A_GROUP and self._unsynced[0][0].together is together:
+            group.append(self._unsynced.popleft())
         return group
 
-    async def _do(self, group: "list[tuple[Unsynced, Resume]] | list[tuple[Call, Resume]]") -> None:
-        errors = await trio.to_thread.run_sync(do_all, [one for one, _ in group], limiter=self._limiter)
-        self._is_looking = True
-        for (_, resume), error in zip(group, errors, strict=True):
-            resume(error)
+    def _hand(self, group: _Group, is_together: bool) -> None:
+        with self._lock:
+            self._handed.put((group, is_together))
+            if self._threads >= self._under_way:
+                return
+            self._threads += 1
+        threading.Thread(target=self._work, name="tagfs-lane", daemon=True).start()
+
+    async def _stay(self, idle: trio.Event) -> None:
+        """Keep the loop, while a thread will call it; also while the mount ends."""
+        with trio.CancelScope(shield=True):
+            await idle.wait()
+
+    def _collect(self) -> None:
+        """Go on, on the loop, with what threads have done."""
+        self._is_told = False
+        self._is_collecting = True
+        while self._ended:
+            group, is_together, errors = self._ended.popleft()
+            self._under_way -= 1
+            self._together -= is_together
+            for (_, resume), error in zip(group, errors, strict=True):
+                resume(error)
+        self._is_collecting = False
+        self._hand_out()
+        if self._under_way == 0 and self._idle is not None:
+            self._idle.set()
+            self._idle = None
+
+    # -- in a thread
+
+    def _work(self) -> None:
+        while True:
+            try:
+                group, is_together = self._handed.get(timeout=IDLE)
+            except Empty:
+                with self._lock:
+                    if not self._handed.empty():
+                        continue
+                    self._threads -= 1
+                    return
+            try:
+                errors = do_all([one for one, _ in group])
+            except BaseException as error:
+                self._token.run_sync_soon(_raise, error)
+                return
+            self._ended.append((group, is_together, errors))
+            # After it was appended: whoever collects says first that nobody is told.
+            if not self._is_told:
+                self._is_told = True
+                self._token.run_sync_soon(self._collect)
+
+
+def _raise(error: BaseException) -> None:
+    raise error

@@ -16,9 +16,9 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from tagfs import errors
-from tagfs.commits import HEAVY, Commits
+from tagfs.commits import Commits
 from tagfs.errnos import errno_of
-from tagfs.handles import Step
+from tagfs.handles import HEAVY, Step
 from tagfs.inodes import ROOT_ID
 from tagfs.replacing import WritableTree
 from tagfs.tree import FOREVER, Attributes, Tree

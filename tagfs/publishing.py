@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from tagfs import taglist
 from tagfs.buffers import Scratch
 from tagfs.durability import Work, done
 from tagfs.errors import (
@@ -22,7 +23,7 @@ from tagfs.errors import (
     TagfsError,
     TagListInvalid,
 )
-from tagfs.handles import ScratchHandle, Step, WriteHandle
+from tagfs.handles import HEAVY, ScratchHandle, Step, WriteHandle
 from tagfs.inodes import ListNode
 from tagfs.names import RepositoryKey
 from tagfs.store import Snapshot, Stage, Store, Version
@@ -60,8 +61,9 @@ class Publishing(Writing):
         if not isinstance(opened, WriteHandle) or opened.writer.is_detached:
             return None
         key, writer = opened.node.key, opened.writer
+        is_judged = writer.size < HEAVY
         try:
-            plain = writer.take()
+            plain = writer.take(is_judged)
         except (TagListInvalid, EmptyingRefused, HandlePoisoned):
             self._drop_stage(writer)
             raise
@@ -72,6 +74,8 @@ class Publishing(Writing):
         appends = writer.is_appending or not writer.was_written
 
         def run() -> Stage | None:
+            if not is_judged:
+                taglist.validate(plain)
             whole = _appended(self.store, key, plain) if appends else plain
             return None if self.store.holds(key, whole) else self.store.stage(key, whole)
 
@@ -164,8 +168,10 @@ class Publishing(Writing):
         mtime_ns: int | None = None,
         node: ListNode | None = None,
         is_wanted: Callable[[], bool] = lambda: True,
+        is_judged: bool = True,
     ) -> Step:
-        """The step that makes what is staged (for an appender: the current list and it) the list of `key`.
+        """The step that makes what is staged (for an appender: the current list and it) the list of `key`, where it is
+        not judged yet unless that finds a fault.
 
         Its result is the version and whether that is new; None where it was no longer wanted in its turn.
         """
@@ -175,6 +181,8 @@ class Publishing(Writing):
             if not is_wanted():
                 self._discard(stage)
                 return None
+            if not is_judged:
+                taglist.validate(plain)
             whole = _appended(self.store, key, plain) if staged.appends else plain
             if key not in self._uncertain and (yield from self.store.confirmation(key, whole)):
                 self._discard(stage)

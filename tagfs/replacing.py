@@ -23,7 +23,7 @@ from tagfs.errors import (
     TagListInvalid,
     VersionGone,
 )
-from tagfs.handles import ScratchHandle, Step, WriteHandle
+from tagfs.handles import HEAVY, ScratchHandle, Step, WriteHandle
 from tagfs.inodes import ListNode, ScratchNode
 from tagfs.names import BASE, LIST, RepositoryKey
 from tagfs.publishing import Publishing
@@ -183,12 +183,13 @@ class WritableTree(Publishing):
 
     def _rename_over(self, key: RepositoryKey, scratch: Scratch) -> Step:
         """A scratch file over the list: commits what has been written to it, released or not."""
+        is_judged = len(scratch.buffer) < HEAVY
         try:
-            plain = scratch.list_content()
+            plain = scratch.list_content(is_judged)
         except TagListInvalid as error:
-            log.warning("%s/%s: rename to %s refused: %s", key.directory, shown(scratch.node.name), LIST, error)
+            _tell_refused(key, scratch, error)
             raise
-        step = self._publication(key, Staged(plain), scratch.requested_mtime_ns)
+        step = self._publication(key, Staged(plain), scratch.requested_mtime_ns, is_judged=is_judged)
         # From here on what is written to it is meant for the list.
         scratch.is_changed, scratch.list_key = False, key
 
@@ -197,6 +198,8 @@ class WritableTree(Publishing):
             self._forget_scratch(key, scratch.node.name)
 
         def fail(error: BaseException) -> None:
+            if isinstance(error, TagListInvalid):
+                _tell_refused(key, scratch, error)
             step.fail(error)
             scratch.list_key = None
 
@@ -327,6 +330,10 @@ class WritableTree(Publishing):
             b"%d" % node.version.stored_size,
         )
         return dict(zip(_EXTENDED, values, strict=True))
+
+
+def _tell_refused(key: RepositoryKey, scratch: Scratch, error: TagListInvalid) -> None:
+    log.warning("%s/%s: rename to %s refused: %s", key.directory, shown(scratch.node.name), LIST, error)
 
 
 def _touching(store: Store, key: RepositoryKey, mtime_ns: int) -> Callable[[], Version]:

@@ -7,6 +7,7 @@ Format: one tag a line, LF after each, an empty list is no bytes.  A tag is `[a-
 (OCI distribution specification, "Pulling manifests").
 """
 
+import re
 from collections.abc import Iterable, Iterator
 
 from tagfs.errors import TagListInvalid
@@ -17,6 +18,11 @@ TAG_LIMIT = 128
 _ALPHABET = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
 _LIST_BYTES = _ALPHABET + b"\n"
 _NO_FIRST = b".-"
+_TAG = rb"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}+"
+_SOUND = re.compile(rb"(?:%b\n)*+(?:%b)?" % (_TAG, _TAG))
+"""A list, whose last line need not be finished; possessive, so that it never goes back."""
+_PART = 1 << 18
+"""Bytes: matched within a millisecond."""
 
 
 def encode(tags: Iterable[str]) -> bytes:
@@ -120,12 +126,17 @@ class Screen:
 
 
 def _is_sound(text: bytes) -> bool:
-    """Whether no line of `text` has a fault, in a few passes at the speed of memory."""
-    if text.translate(None, _LIST_BYTES) or b"\n\n" in text or b"\n." in text or b"\n-" in text:
-        return False
-    if text[:1] in (b"\n", b".", b"-"):
-        return False
-    return len(text) <= TAG_LIMIT or max(map(len, text.split(b"\n"))) <= TAG_LIMIT
+    """Whether no line of `text` has a fault; in one pass.
+
+    In parts, because other threads stand still while a part is matched.
+    """
+    start = 0
+    while len(text) - start > _PART:
+        end = text.find(b"\n", start + _PART - TAG_LIMIT - 1, start + _PART) + 1
+        if not end or _SOUND.fullmatch(text, start, end) is None:
+            return False
+        start = end
+    return _SOUND.fullmatch(text, start) is not None
 
 
 def _fault(line: bytes) -> str | None:

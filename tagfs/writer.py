@@ -155,9 +155,9 @@ class Writer:
         self._screen.resume(self._buffer.content())
         self._change()
 
-    def take(self) -> bytes | None:
-        """The bytes that closing now would commit, valid as a list (for an appender: as the end of one); None where
-        there is nothing new.
+    def take(self, is_judged: bool = True) -> bytes | None:
+        """The bytes that closing now would commit, valid as a list (for an appender: as the end of one), or yet to be
+        judged; None where there is nothing new.
 
         Raises:
             HandlePoisoned, TagListInvalid: closing now commits nothing.
@@ -170,7 +170,8 @@ class Writer:
             return None
         assert self._buffer is not None
         plain = self._buffer.content()[self._under_way :]
-        taglist.validate(plain)
+        if is_judged:
+            taglist.validate(plain)
         self.is_changed = False
         return plain
 

@@ -109,6 +109,11 @@ def test_after_a_slow_one_each_is_synced_by_itself_for_a_while() -> None:
     assert not together.is_usable
     now += durability.REST
     assert together.is_usable
+    assert do_all(unsynced(disk, together, 2)) == [None] * 2
+    now += durability.REST
+    assert not together.is_usable
+    now += durability.REST
+    assert together.is_usable
 
 
 def test_a_group_is_more_than_one() -> None:

@@ -76,7 +76,7 @@ async def test_a_group_has_a_bound() -> None:
         for file in range(2 * MOST_IN_A_GROUP):
             lanes.add(Unsynced(together, disk, (file,)), lambda error, file=file: ended.append(file))  # type: ignore[misc]
     assert ended == list(range(2 * MOST_IN_A_GROUP))
-    assert disk.told == ["syncfs", "syncfs"]
+    assert disk.told == ["sync 0", "syncfs", "syncfs"]
 
 
 async def test_where_no_group_is_possible_threads_sync_side_by_side() -> None:

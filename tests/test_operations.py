@@ -19,8 +19,9 @@ from pyfuse3 import EntryAttributes, FUSEError
 from trio.testing import wait_all_tasks_blocked
 
 from tagfs import errors
-from tagfs.commits import HEAVY, MOST_WAITING, Commits
+from tagfs.commits import MOST_WAITING, Commits
 from tagfs.errnos import ERRNOS, PASSED_ON, REPEAT_AFTER, Complaints, errno_of
+from tagfs.handles import HEAVY
 from tagfs.inodes import ROOT_ID
 from tagfs.memory import MemoryStore
 from tagfs.names import BASE, RepositoryKey
@@ -531,6 +532,32 @@ async def test_heavy_lists_are_staged_beside_the_loop_and_in_order(asked: Asked)
         asked.store.staging.set()
     await asked.operations.release(handle)
     assert await asked.content() == heavy + b"v9\n"
+
+
+async def test_a_heavy_list_is_judged_beside_the_loop(asked: Asked, caplog: pytest.LogCaptureFixture) -> None:
+    await asked.put(b"old\n")
+    heavy = b"v1.2.3\n" * (HEAVY // 7 + 1)
+    handle = await asked.open(os.O_WRONLY | os.O_TRUNC)
+    await asked.operations.write(handle, 0, heavy)
+    await asked.operations.write(handle, len(heavy), b"unfinished")
+    assert await refused(asked.operations.flush(handle)) == errno.EINVAL
+    await asked.operations.write(handle, len(heavy) + len(b"unfinished"), b"\n")
+    await asked.operations.flush(handle)
+    await asked.operations.release(handle)
+    assert await asked.content() == heavy + b"unfinished\n"
+    assert caplog.text == ""
+
+    scratch = await asked.create(b"new")
+    await asked.operations.write(scratch, 0, heavy + b"not a tag\n")
+    directory = await asked.directory()
+    assert await refused(asked.operations.rename(directory, b"new", directory, TAGS, 0, CTX)) == errno.EINVAL
+    assert f"rename to tags.txt refused: line {len(heavy) // 7 + 1}: " in caplog.text
+    assert await asked.content() == heavy + b"unfinished\n"
+    await asked.operations.write(scratch, len(heavy), b"not-a-tag\n")
+    await asked.operations.rename(directory, b"new", directory, TAGS, 0, CTX)
+    await asked.operations.release(scratch)
+    assert await asked.content() == heavy + b"not-a-tag\n"
+    caplog.clear()
 
 
 async def test_a_light_flush_comes_after_a_heavy_one_that_is_under_way(asked: Asked) -> None:
