@@ -183,7 +183,8 @@ def _pairs(found: object) -> tuple[tuple[int, int], ...]:
 
 
 def _minute(clock: float) -> int:
-    return int(clock) // _MINUTE
+    """Of what was before 1970, as a machine that does not know the time yet may have it, the first."""
+    return max(0, int(clock) // _MINUTE)
 
 
 def _age(minute: int, clock: float) -> float:

@@ -110,6 +110,18 @@ def test_a_clock_that_was_set_back_forgets_nothing() -> None:
     assert heir.room(50, WINDOW + 1) == 25
 
 
+def test_a_machine_that_begins_in_1970_can_read_what_it_wrote() -> None:
+    guard = Guard(Rules())
+    guard.room(100, 1000.0)
+    guard.reserve(50)
+    for _ in range(50):
+        guard.deleted(1000.0)
+    ledger = Ledger.decoded(guard.ledger(2000.0, 30.0).encoded())
+    heir = Guard(Rules())
+    heir.take_over(ledger, 0.0, 31.0)
+    assert heir.room(50, 0.0) == 0
+
+
 def test_what_is_begun_counts_as_deleted() -> None:
     guard = Guard(Rules())
     assert guard.room(100, 0.0) == 50
