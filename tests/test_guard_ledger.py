@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -285,6 +286,22 @@ async def test_a_ledger_that_cannot_be_understood_holds_what_it_may_have_held(
     inventory.there |= {KEYS[0]}
     await Sweep(inventory, Rules()).run(StoreRemoval(store))
     assert json.loads((place / SWEEP_LEDGER).read_bytes())["holding"] is False
+    store.close()
+
+
+@pytest.mark.parametrize("kind", ["directory", "link", "fifo"])
+async def test_what_stands_where_the_ledger_belongs_is_told_and_nothing_is_deleted(place: Path, kind: str) -> None:
+    store = open_store(Disk(), str(place))
+    put(store, *KEYS)
+    path = place / SWEEP_LEDGER
+    {
+        "directory": path.mkdir,
+        "link": lambda: path.symlink_to(place / ".storage-version"),
+        "fifo": lambda: os.mkfifo(path),
+    }[kind]()
+    with pytest.raises(OSError, match=SWEEP_LEDGER):
+        await Sweep(ToldInventory(KEYS[1:]), Rules()).run(StoreRemoval(store))
+    assert there(store) == set(KEYS)
     store.close()
 
 
