@@ -1,8 +1,8 @@
 """Whether a mount answers, asked by a child process."""
 
 import os
+import resource
 import signal
-import sys
 
 import pytest
 import trio
@@ -52,8 +52,6 @@ async def test_a_daemon_that_hangs_is_told_in_time_by_one_child(mount: Daemon) -
     assert children() == before
 
 
-# It is left to itself: this process, unlike a daemon that ends, lives on and notices.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_nothing_waits_for_a_child_that_hangs(mount: Daemon) -> None:
     os.kill(mount.pid, signal.SIGSTOP)
     try:
@@ -97,8 +95,31 @@ async def test_a_mount_that_was_taken_away_is_told(mount: Daemon) -> None:
     assert told == f"{mount.point} is no longer this mount: it was unmounted, or something is mounted over it"
 
 
-async def test_a_child_that_cannot_be_started_is_told(mount: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+async def test_a_child_that_cannot_be_started_is_told(mount: Daemon) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with trio.open_nursery() as nursery:
-        told = await Probe(str(mount.point), None, nursery).look()
-    assert told is not None and "cannot be started: No such file or directory" in told
+        probe = Probe(str(mount.point), None, nursery)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            told = await probe.look()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert told == f"the child that looks at {mount.point} cannot be started: Too many open files"
+
+
+async def test_a_child_keeps_nothing_open_that_the_daemon_has(mount: Daemon) -> None:
+    """Else the kernel would not know when the daemon has died, and programs would wait for ever."""
+    before = children()
+    os.kill(mount.pid, signal.SIGSTOP)
+    try:
+        with open(os.devnull), trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(Probe(str(mount.point), None, nursery).look, 30)
+                while not (hanging := children() - before):  # noqa: ASYNC110 - a process tells nobody
+                    await trio.sleep(0.01)
+                [child] = hanging
+                while os.listdir(f"/proc/{child}/fd") != ["0"]:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+                os.kill(mount.pid, signal.SIGCONT)
+    finally:
+        os.kill(mount.pid, signal.SIGCONT)
