@@ -205,8 +205,7 @@ def _server(settings: MountSettings) -> Callable[[MountSettings, Callable[[str],
     try:
         from tagfs.mount import load, serve
 
-        if is_to_change_user:
-            load(settings)
+        load(settings)
     except ImportError as error:
         raise errors.MountRefused(
             f"FUSE cannot be used ({error}): install libfuse 3 (`apt install fuse3`) and tagfs with pyfuse3"

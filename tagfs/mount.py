@@ -83,7 +83,8 @@ def serve(settings: MountSettings, announce: Callable[[str], None]) -> None:
 
 
 def load(settings: MountSettings) -> None:
-    """Import what `serve` would import when it is needed: as another user it may not be able to."""
+    """Import what `serve` would import when it is needed: then it is too late to say what to install, and as another
+    user it may not be able to."""
     modules = [] if settings.read_only and settings.fast_path else ["libfuse", "operations"]
     modules += ["inventories"] if settings.inventory else []
     modules += ["monitoring"] if settings.metrics_address or settings.health_address else []

@@ -44,6 +44,12 @@ def daemons(tmp_path: Path) -> Iterator[MakeDaemon]:
     assert not surprises, f"unexpected in the log: {surprises}"
 
 
+@pytest.fixture(params=["fast", "libfuse"])
+def either_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let read-only mounts be answered in both ways, one after the other."""
+    monkeypatch.setenv("TAGFS_FAST_PATH", "1" if request.param == "fast" else "0")
+
+
 @pytest.fixture
 def mount(daemons: MakeDaemon) -> Daemon:
     """A read-write mount of a new store."""

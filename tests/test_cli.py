@@ -252,7 +252,7 @@ def test_no_output_at_all_is_no_error(store: Path) -> None:
 def run_with(serve: str, *arguments: object) -> Done:
     """Run with another `serve`: what it does is not the command line's business."""
     code = f"import sys, types\nfrom tagfs.cli import main\n{serve}\n"
-    code += "sys.modules['tagfs.mount'] = types.SimpleNamespace(serve=serve)\nsys.exit(main())"
+    code += "sys.modules['tagfs.mount'] = types.SimpleNamespace(load=id, serve=serve)\nsys.exit(main())"
     command = [sys.executable, "-c", code, "mount", "s", "m", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=PATIENCE, check=False)
 

@@ -155,6 +155,7 @@ def test_s42_extended_attributes(mount: Daemon) -> None:
     assert os.listxattr(path.with_name("next")) == []
 
 
+@pytest.mark.usefixtures("either_path")
 def test_s42_a_read_only_mount_has_none(daemons: MakeDaemon, tmp_path: Path) -> None:
     Flux.store(tmp_path / "store").set_tags("app", b"v1\n")
     path = daemons("--read-only").list_path("app")

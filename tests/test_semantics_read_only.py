@@ -30,6 +30,8 @@ from tests.support.programs import (
 
 pytestmark = pytest.mark.mount
 
+EITHER_PATH = pytest.mark.usefixtures("either_path")
+
 
 @pytest.fixture
 def flux(tmp_path: Path) -> Flux:
@@ -57,6 +59,7 @@ def becomes(path: Path, plain: bytes | None) -> None:
 # -- never writes
 
 
+@EITHER_PATH
 def test_s46_nothing_is_written_to_the_store(daemons: MakeDaemon, flux: Flux, tmp_path: Path) -> None:
     flux.set_tags("app", b"v1\n")
     flux.set_compressed("zipped", gzip.compress(b"v2\n"))
@@ -126,6 +129,7 @@ def test_s46_s47_several_windows_beside_a_writer(daemons: MakeDaemon) -> None:
 # -- changes beneath
 
 
+@EITHER_PATH
 def test_s47_lists_change_beneath_as_flux_changes_them(daemons: MakeDaemon, flux: Flux) -> None:
     path = daemons("--read-only").list_path("app")
     assert refused(path.stat) == errno.ENOENT
@@ -162,6 +166,7 @@ def test_s47_lists_change_beneath_as_flux_changes_them(daemons: MakeDaemon, flux
     expect(b"from-nothing\n")
 
 
+@EITHER_PATH
 def test_s47_names_that_were_looked_up_before_they_existed(daemons: MakeDaemon, flux: Flux) -> None:
     daemon = daemons("--read-only")
     paths = [daemon.list_path(name, namespace) for namespace in ("one", "two") for name in ("a", "b")]
@@ -182,6 +187,7 @@ def test_s47_names_that_were_looked_up_before_they_existed(daemons: MakeDaemon, 
     assert succeed("ls -R", base).split() == shown.split()
 
 
+@EITHER_PATH
 def test_s47_directories_that_are_made_anew(daemons: MakeDaemon, flux: Flux) -> None:
     daemon = daemons("--read-only")
     path = daemon.list_path("app")
@@ -210,6 +216,7 @@ def test_s47_a_namespace_that_is_moved_away_and_made_anew(daemons: MakeDaemon, f
         assert kept.read() == "v1\n"
 
 
+@EITHER_PATH
 def test_s47_the_time_of_a_directory(daemons: MakeDaemon, flux: Flux) -> None:
     flux.set_tags("app", b"v1\n")
     shown = daemons("--read-only").list_path("app").parent
@@ -235,6 +242,7 @@ def test_s47_a_fresh_read_follows_a_rename_at_once(daemons: MakeDaemon, flux: Fl
     assert p50 < 250, f"{p50:.2f} ms"
 
 
+@EITHER_PATH
 def test_s47_s7_no_read_is_torn_beside_flux(daemons: MakeDaemon, flux: Flux) -> None:
     """Readers in pieces while Flux switches between plain and compressed lists, for some seconds."""
     path = daemons("--read-only").list_path("app")
@@ -428,6 +436,7 @@ def _blocked(daemon: Daemon) -> None:
     assert shell("df $1", None, daemon.point).returncode == 0
 
 
+@EITHER_PATH
 @pytest.mark.parametrize("mode", ["--read-only", "--codec=auto"])
 def test_s53_a_store_that_is_wiped_beneath(daemons: MakeDaemon, flux: Flux, tmp_path: Path, mode: str) -> None:
     store = tmp_path / "store"
@@ -487,6 +496,7 @@ def test_s53_a_store_that_is_moved_away(daemons: MakeDaemon, flux: Flux, tmp_pat
     assert daemon.stop() == 0
 
 
+@EITHER_PATH
 @pytest.mark.parametrize("mode", ["--read-only", "--codec=auto"])
 def test_s53_a_store_that_is_removed(daemons: MakeDaemon, flux: Flux, tmp_path: Path, mode: str) -> None:
     flux.set_tags("app", b"v1\n")

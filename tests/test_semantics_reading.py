@@ -123,6 +123,7 @@ def test_s8_what_is_open_stays_readable(mount: Daemon) -> None:
         assert first + file.read() == OLD
 
 
+@pytest.mark.usefixtures("either_path")
 def test_s8_what_is_open_stays_readable_while_the_store_is_not_ready(daemons: MakeDaemon, tmp_path: Path) -> None:
     flux = Flux.store(tmp_path / "store")
     flux.set_tags("app", OLD.encode())
@@ -177,6 +178,7 @@ def test_s9_shared_mmap_is_refused_on_a_read_write_mount(mount: Daemon) -> None:
         assert refused(lambda: mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)) == errno.ENODEV
 
 
+@pytest.mark.usefixtures("either_path")
 def test_s9_a_read_only_mount_maps_one_version(daemons: MakeDaemon, tmp_path: Path) -> None:
     flux = Flux.store(tmp_path / "store")
     flux.set_tags("app", OLD.encode())
