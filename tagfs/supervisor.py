@@ -193,12 +193,12 @@ class _Supervisor:
         try:
             code, sentence = json.loads(line)
             sentence = "".join(sign if sign.isprintable() else "?" for sign in str(sentence))
-        except ValueError:
+        except (TypeError, ValueError):
             return
         if code is None:
             mountpoint.allow_background(self._point)
             self._announce(sentence)
-        elif isinstance(code, int) and 0 < code < 256:
+        elif type(code) is int and 0 < code < 256:
             self._failure = code, sentence
 
     def _judge(self, status: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tagfs import device, mountpoint, notify, privileges
+from tagfs import device, mountpoint, notify, privileges, supervisor
 from tagfs.errors import MountRefused
 from tests.conftest import MakeDaemon
 from tests.support.daemon import PATIENCE, Daemon, eventually
@@ -278,6 +278,37 @@ def test_what_is_no_mount_is_refused(base: Path) -> None:
     done = run(base, "mount", str(base / "store"), "/dev/fd/77")
     assert done.returncode == 5
     assert "/dev/fd/77 is not open" in done.stderr
+
+
+# -- what the supervisor takes from a process that may have been taken over
+
+
+def test_what_the_server_says_is_only_said(tmp_path: Path) -> None:
+    lines = [
+        b'[null, "a line\\u001b[31m\\nand another"]',
+        b'[3, "why\\u0007"]',
+        b'[0, "no failure"]',
+        b'[999, "no exit code"]',
+        b'[true, "no exit code"]',
+        b'{"code": 1}',
+        b"[null]",
+        b"\xff\xfe",
+        b"x" * (2 * supervisor.LINE_LIMIT),
+    ]
+    for order in (lines, lines[::-1]):
+        told: list[str] = []
+        reading, writing = os.pipe2(os.O_NONBLOCK)
+        server = supervisor._Server(0, -1, reading)
+        one = supervisor._Supervisor(str(tmp_path), server, told.append, -1, {})
+        for line in order:
+            os.write(writing, line + b"\n")
+            one._listen()
+        os.close(writing)
+        while one._listen():
+            pass
+        os.close(reading)
+        assert told == ["a line?[31m?and another"]
+        assert one._failure == (3, "why?")
 
 
 # -- whom to become
