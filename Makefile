@@ -6,10 +6,12 @@
 .SUFFIXES:
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-test demo test test-fast test-kubernetes test-container check format-check lint types format lock dist bench bench-full clean
+.PHONY: help setup setup-test demo test test-fast test-kubernetes test-container check format-check lint types format lock install dist bench bench-full clean
 
 VENV ?= .venv
 ARGS =
+PREFIX ?= /usr/local
+DESTDIR ?=
 export VENV
 
 help: ## Show this list
@@ -54,6 +56,9 @@ format: setup ## Format the code and mend what lint can mend
 
 lock: ## Pin the newest versions that pyproject.toml allows into requirements*.txt
 	scripts/lock
+
+install: setup ## Install for everybody on this machine: PREFIX=/usr/local; DESTDIR=DIR for a package
+	@"$(VENV)/bin/python" scripts/install --prefix "$(PREFIX)" --destdir "$(DESTDIR)"
 
 dist: setup ## Build the wheel and the source archive into dist/
 	"$(VENV)/bin/hatchling" build
