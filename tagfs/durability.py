@@ -2,7 +2,7 @@
 
 Owns: work that says where it blocks; when one syncfs(2) stands for many fsync(2), so that no error is lost.
 Does not know: lists, threads.
-Measured in docs/decisions/0008-groups-of-commits.md.
+Measured in docs/decisions/0010-groups-of-commits.md.
 """
 
 from collections.abc import Callable, Generator, Sequence

@@ -54,7 +54,7 @@ class Libfuse(Channel):
             options.add("allow_other")
         target = os.path.realpath(settings.mountpoint) if settings.device is None else f"/dev/fd/{settings.device}"
         # The name in which it looks up what it waits with, as for its own asyncio mode.
-        vars(pyfuse3)["trio"] = self._trio
+        vars(pyfuse3)["trio"] = self._trio if settings.fast_path else trio
         try:
             pyfuse3.init(self._operations, target, options)
         except RuntimeError as error:
