@@ -32,7 +32,7 @@ _REFERENCES = struct.Struct("<QQ")
 
 _NAMESPACE = struct.Struct("<I")
 
-_VERSION = struct.Struct("<BQQIqqQQ")
+_VERSION = struct.Struct("<BIIIqqIQ")
 """Position in CODECS, size, stored size, blocks, mtime, ctime, device, inode."""
 
 _LIST_AT = _REFERENCES.size

@@ -92,6 +92,8 @@ class StatelessTree(Tree):
             number = self._keep(_Listing(id_, names)) if directory.path else 0
         else:
             names = listing.names
+        if place >= len(names):
+            self._listings.pop(number, None)  # read to its end; who seeks back has it listed anew
         look = self._listed_directory if directory.path else self._listed_at_top
         for index in range(place, len(names)):
             yield number << _SHIFT | index + 1, names[index], partial(look, directory.path, names[index])
