@@ -59,7 +59,8 @@ class Past:
         digest = packed = None
         if plain is not None:
             digest = bytes.fromhex(taglist.revision(plain).removeprefix(_REVISION))
-            packed = ZSTD.encode(plain)
+            # A copy: the encoder made room for what does not compress, and holes of that size would stay in between.
+            packed = bytes(memoryview(ZSTD.encode(plain)))
             if self.size + len(packed) > self._budget:
                 packed = None
         self._known[key] = Known(identity, digest, packed)

@@ -6,6 +6,7 @@ Invariant: a listener is told every line in order, or an `overflow` line in plac
 """
 
 import errno
+import gc
 import logging
 import os
 import stat
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tagfs import heap
 from tagfs.directory import DirectoryStore
 from tagfs.errors import StoreWaiting
 from tagfs.inodes import ROOT_ID
@@ -248,7 +250,11 @@ class Stream:
                 await trio.sleep_forever()
             self._is_ready = False
         if not self._listeners or not self._was_ready:
+            # What was cancelled has it too, in the tracebacks of how it ended.
+            del following
             self._past, self._was_ready = None, False
+            gc.collect()
+            heap.give_back()
 
     async def _forget(self, tree: Tree, told: "Told") -> None:
         """Have the kernel forget what it keeps of lists, so that whoever is told reads no older one in the mount."""
@@ -263,6 +269,7 @@ class Stream:
     def _become_ready(self, unwatched: int) -> None:
         self._is_ready = self._was_ready = True
         self._unwatched = unwatched
+        heap.give_back()
         self._tell([self._ready_line()])
 
     def _made_lines(self) -> "Lines":
