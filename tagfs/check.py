@@ -33,7 +33,7 @@ from tagfs.names import (
 from tagfs.policy import codecs_of
 from tagfs.survey import SETTLING_SECONDS
 from tagfs.variants import Variant
-from tagfs.walk import Visitor, opened_key, read_variant, sentence, walk
+from tagfs.walk import Visitor, read_variant, sentence, unsettled, walk
 
 LINES_SHOWN = 5
 """How many bad lines of one list are told."""
@@ -245,16 +245,9 @@ class Check(Visitor):
         self.findings.add(Finding("invalid", path, told + more, lines=tuple(lines)))
 
     def _look_again(self) -> None:
-        for key, before in self._unsettled.items():
-            try:
-                with opened_key(self._disk, self._root, key) as directory:
-                    after = variants.find(self._disk, directory, self._codecs)
-            except OSError:
-                continue
-            there = {variant.identity for variant in after}
-            if all(variant.identity in there for variant in before):
-                for stale in before[1:]:
-                    self.findings.add(_stale(key, stale, before[0]))
+        for key, before in unsettled(self._disk, self._root, self._codecs, self._unsettled):
+            for stale in before[1:]:
+                self.findings.add(_stale(key, stale, before[0]))
 
     def _check_temporary(self, directory: int, path: str, called: str) -> None:
         try:

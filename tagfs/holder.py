@@ -32,12 +32,17 @@ def take(disk: Disk, path: str) -> int:
     """The descriptor of the store at `path`, whose only writer is now its owner; StoreHeld, StoreRefused."""
     root = open_store(disk, path)
     try:
-        if not disk.lock(root):
-            raise StoreHeld(path, holder_of(root))
+        lock(disk, root, path)
     except BaseException:
         disk.close(root)
         raise
     return root
+
+
+def lock(disk: Disk, root: int, path: str) -> None:
+    """Make the owner of `root` the only writer of the store at `path`; StoreHeld."""
+    if not disk.lock(root):
+        raise StoreHeld(path, holder_of(root))
 
 
 def is_held(disk: Disk, path: str) -> bool:

@@ -8,12 +8,11 @@ import logging
 import os
 from dataclasses import dataclass
 
-from tagfs import codec, sentinel
+from tagfs import codec, holder, sentinel
 from tagfs.changes import Changes, Unwatched, watched
 from tagfs.directory import DirectoryStore
 from tagfs.disk import DIRECTORY_MODE, Disk
-from tagfs.errors import StoreHeld, StoreRefused, StoreWaiting
-from tagfs.holder import holder_of
+from tagfs.errors import StoreRefused, StoreWaiting
 from tagfs.policy import Policy
 from tagfs.sentinel import Condition
 from tagfs.settings import MountSettings
@@ -90,8 +89,7 @@ class Opener:
             if was_shown:
                 # No new store where another was, and no part in a wipe that another program has begun.
                 sentinel.require_ready(self._disk, root, path)
-            if not self._disk.lock(root):
-                raise StoreHeld(path, holder_of(root))
+            holder.lock(self._disk, root, path)
             return self._prepared(root, path)
         except BaseException:
             self._disk.close(root)

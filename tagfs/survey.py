@@ -23,7 +23,7 @@ from tagfs.mountpoint import FSTYPE, Mounted, holding
 from tagfs.names import BASE, LIST, RepositoryKey
 from tagfs.policy import codecs_of
 from tagfs.variants import Variant
-from tagfs.walk import Visitor, opened_key, read_variant, sentence, walk
+from tagfs.walk import Visitor, read_variant, sentence, unsettled, walk
 
 LARGEST_SHOWN = 10
 PROBLEMS_SHOWN = 1000
@@ -170,15 +170,9 @@ class StoreSurveyor(Surveyor):
         survey.count(str(key), taglist.count(plain), len(plain), status.st_blocks)
 
     def _look_again(self) -> None:
-        for key, before in self._unsettled.items():
-            try:
-                with opened_key(self._disk, self._root, key) as directory:
-                    after = variants.find(self._disk, directory, self._codecs)
-            except OSError:
-                continue
-            if [variant.identity for variant in after] == [variant.identity for variant in before]:
-                names = ", ".join(variant.name for variant in before[1:])
-                self.survey.add_problem(key.directory, f"{before[0].name} wins, and the stale {names} is still there")
+        for key, before in unsettled(self._disk, self._root, self._codecs, self._unsettled):
+            names = ", ".join(variant.name for variant in before[1:])
+            self.survey.add_problem(key.directory, f"{before[0].name} wins, and the stale {names} is still there")
 
 
 class MountSurveyor(Surveyor):

@@ -8,7 +8,8 @@ Invariant: holds one directory's names and one list in memory at a time; what va
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 
-from tagfs.codec import HEADER_SIZE, TRAILER_SIZE, Undecodable, exceeds, most_stored
+from tagfs import variants
+from tagfs.codec import HEADER_SIZE, TRAILER_SIZE, Codec, Undecodable, exceeds, most_stored
 from tagfs.disk import Disk
 from tagfs.errors import ListTooLarge
 from tagfs.names import BASE, RepositoryKey, is_namespace, is_repository
@@ -51,6 +52,21 @@ def opened_key(disk: Disk, root: int, key: RepositoryKey) -> Iterator[int]:
     finally:
         for descriptor in descriptors:
             disk.close(descriptor)
+
+
+def unsettled(
+    disk: Disk, root: int, codecs: tuple[Codec, ...], met: dict[RepositoryKey, list[Variant]]
+) -> Iterator[tuple[RepositoryKey, list[Variant]]]:
+    """Of the keys that were met with more than one variant those that still have them all: no writer was about to
+    delete what it had replaced."""
+    for key, before in met.items():
+        try:
+            with opened_key(disk, root, key) as directory:
+                after = variants.find(disk, directory, codecs)
+        except OSError:
+            continue
+        if [variant.identity for variant in after] == [variant.identity for variant in before]:
+            yield key, before
 
 
 def _good_names(
