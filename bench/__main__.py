@@ -9,6 +9,7 @@ It wants root: mounts, loop devices, counting requests.  It ends with 1 where a 
 import argparse
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench import datasets, page, places, reads, record, scaling, storage, upkeep, writes
+from bench import datasets, page, reads, record, scaling, storage, upkeep, writes
 from bench.places import PROJECT
 from bench.results import Results
 
@@ -37,23 +38,19 @@ def groups(is_full: bool) -> dict[str, Callable[[Path, Results], None]]:
     own_cpu: dict[str, float] = {}
 
     def read(work: Path, results: Results) -> None:
-        quick, full = (
-            [datasets.synthetic(2_000, 400)],
-            [datasets.synthetic(5_000, 400), datasets.synthetic(5_000, 5_000)],
-        )
-        every = [datasets.real(), *(full if is_full else quick)]
-        for data in every:
-            with _scratch(work) as inner, _told(data.name):
-                reads.measure(data, inner, pace, results)
+        full = (datasets.synthetic(5_000, 400), datasets.synthetic(5_000, 5_000))
+        for data in (datasets.real(), *(full if is_full else (datasets.synthetic(1_000, 400),))):
+            with _told(data.name):
+                reads.measure(data, _below(work), pace, results)
 
     def store(work: Path, results: Results) -> None:
         for data in (datasets.real(), *(_FULL if is_full else _QUICK)):
-            with _scratch(work) as inner, _told(data.name):
-                own_cpu[data.name] = storage.measure(data, inner, pace, results)
+            with _told(data.name):
+                own_cpu[data.name] = storage.measure(data, _below(work), pace, results)
 
     def write(work: Path, results: Results) -> None:
         for data in _FULL[1:] if is_full else _QUICK[1:]:
-            writes.through_mount(data, work, rounds, own_cpu.get(data.name), results)
+            writes.through_mount(data, _below(work), rounds, own_cpu.get(data.name), results)
         writes.durable(datasets.synthetic(300, 400), work, 10 if is_full else 5, results)
         writes.curves(work, 3 if is_full else 1, results)
 
@@ -84,14 +81,15 @@ def main() -> int:
     results = Results()
     failed: list[str] = []
     with _scratch(Path(os.environ.get("TMPDIR", "/var/tmp"))) as work:
-        load = dict(page.machine(work))["load when it began"]
+        machine = page.machine(work)
+        load = dict(machine)[page.LOAD]
         if float(load) > 0.5 * (os.cpu_count() or 1):
             print(f"bench: the machine is busy (load {load}): figures will be worse than they are")
         for name, measure in groups(arguments.full).items():
             if arguments.only is None or name in arguments.only:
                 try:
                     with _told(name):
-                        measure(work, results)
+                        measure(_below(work), results)
                 except Exception as error:
                     # What was measured before is still worth its page; the run fails all the same.
                     traceback.print_exc()
@@ -101,7 +99,7 @@ def main() -> int:
         page.show(results, told)
         if arguments.only is None:
             command = "make bench-full" if arguments.full else "make bench"
-            page.write(results, command, work, DOCUMENT, told)
+            page.write(results, command, machine, DOCUMENT, told)
             print(f"written: {DOCUMENT.relative_to(PROJECT)}, {len(results.charts)} charts")
     if arguments.record:
         record.save(results.rows)
@@ -116,14 +114,19 @@ def _told(what: str) -> Iterator[None]:
     print(f"    {what}: {time.monotonic() - began:.0f} s", flush=True)
 
 
+def _below(above: Path) -> Path:
+    return Path(tempfile.mkdtemp(prefix="tagfs-bench-", dir=above))
+
+
 @contextmanager
 def _scratch(above: Path) -> Iterator[Path]:
-    """A directory of its own below `above`, gone at the end."""
-    path = Path(tempfile.mkdtemp(prefix="tagfs-bench-", dir=above))
+    """A directory of its own, gone at the end; never what is mounted in it, should something still be."""
+    path = _below(above)
     try:
         yield path
     finally:
-        places.remove(path)
+        print("==> removing what was written", flush=True)
+        subprocess.run(["rm", "-rf", "--one-file-system", str(path)], check=False)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -16,11 +16,16 @@ from bench import charts
 from bench.results import Results, Row, Table
 from tagfs import __version__
 
+Machine = list[tuple[str, str]]
+"""Name, value."""
+
+LOAD = "load when it began"
+
 _WORDS = Path(__file__).with_name("words.md")
 """What the figures mean, written by hand."""
 
 
-def write(results: Results, command: str, work: Path, document: Path, told: list[str]) -> None:
+def write(results: Results, command: str, machine: Machine, document: Path, told: list[str]) -> None:
     """The page, and a chart for each of the results beside it in `charts/`."""
     directory = document.parent / "charts"
     directory.mkdir(parents=True, exist_ok=True)
@@ -33,7 +38,7 @@ def write(results: Results, command: str, work: Path, document: Path, told: list
         f"Written by `{command}`; do not edit. All of it is one run on one machine, sides in turn, medians. A ratio is "
         "tagfs over its peer, or over the goal, round by round: lower is better. Milliseconds belong to this machine, "
         "ratios travel better.",
-        _markdown(Table("", ("", ""), tuple(machine(work)))),
+        _markdown(Table("", ("", ""), tuple(machine))),
         _WORDS.read_text().strip(),
         "## Goals",
         _markdown(_goals(results.rows)),
@@ -64,7 +69,9 @@ def show(results: Results, told: list[str]) -> None:
         shown = RichTable(*table.head)
         for row in table.rows:
             shown.add_row(*row, style=None if row[-1] == "pass" else "red")
-        Console().print(shown)
+        console = Console()
+        # In a pipe, as wide as it needs.
+        Console(width=console.width if console.is_terminal else 200).print(shown)
     for name, why in sorted(results.missing.items()):
         print(f"not measured: {name}: {why}")
     for line in told:
@@ -73,13 +80,17 @@ def show(results: Results, told: list[str]) -> None:
     print(f"{met} of {len(results.rows)} goals met")
 
 
-def machine(work: Path) -> Iterable[tuple[str, str]]:
-    """What it was measured on."""
+def machine(work: Path) -> Machine:
+    """What it is measured on."""
+    return list(_machine(work))
+
+
+def _machine(work: Path) -> Iterator[tuple[str, str]]:
     processors = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     yield "machine", f"{len(os.sched_getaffinity(0))} × {processors[0] if processors else platform.machine()}"
     yield "memory", f"{memory:.0f} GiB"
-    yield "load when it began", Path("/proc/loadavg").read_text().split()[0]
+    yield LOAD, Path("/proc/loadavg").read_text().split()[0]
     yield "kernel", platform.release()
     yield "file system beneath", _said("stat", "-f", "-c", "%T", str(work)).replace("ext2/ext3", "ext4")
     yield "system", _system()
@@ -92,7 +103,7 @@ def machine(work: Path) -> Iterable[tuple[str, str]]:
         ("ripgrep", ("rg", "--version")),
         ("ugrep", ("ugrep", "--version")),
     ):
-        yield name, re.sub(r"[*\\x1b]", "", _said(*words)) or "not there"
+        yield name, re.sub(r"[*\x1b]", "", _said(*words)) or "not there"
 
 
 def _goals(rows: list[Row]) -> Table:

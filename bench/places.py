@@ -5,7 +5,6 @@ Does not know: what is read there.
 """
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from tagfs.names import BASE, LIST
 PROJECT = Path(__file__).resolve().parent.parent
 _BUILD = PROJECT / "bench" / "peers" / "build"
 _PATIENCE = 60.0
+_MOST = 64 << 20
 _ADMIN_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 
@@ -160,15 +160,18 @@ def tagfs(name: str, store: Path, point: Path, *flags: str) -> Daemon:
 
 
 def fuse_zstd(store: Path, every: Path, point: Path) -> Daemon:
-    """It shows each FILE.zst of a directory as FILE, and nothing else: `every` is made, a store with no plain list."""
+    """It shows each FILE.zst of a directory as FILE, and nothing else: `every` is made, a store with no plain list.
+
+    The size that it shows is what an extended attribute says, which it sets on what is written through it.
+    """
     program = built("fuse-zstd")
     for path in store.rglob(f"{LIST}*"):
+        stored = path.read_bytes()
+        plain = ZSTD.decode(stored, _MOST) if path.suffix == ZSTD.suffix else stored
         target = every / path.relative_to(store).parent / (LIST + ZSTD.suffix)
         target.parent.mkdir(parents=True)
-        if path.suffix == ZSTD.suffix:
-            os.link(path, target)
-        else:
-            target.write_bytes(ZSTD.encode(path.read_bytes()))
+        target.write_bytes(ZSTD.encode(plain))
+        os.setxattr(target, "user.real_size", len(plain).to_bytes(8, "big"))
     return Daemon("fuse-zstd", point, [str(program), "--data-dir", str(every), "--mount-point", str(point)])
 
 
@@ -213,8 +216,7 @@ def erofs(plain: Path, image: Path, point: Path) -> Image:
             if codec == "lz4hc":
                 raise
             continue
-        name = "erofs (zstd)" if codec == "zstd" else "erofs (lz4hc: this mkfs.erofs has no zstd)"
-        return Image(name, point, image, "ro")
+        return Image(f"erofs ({codec})", point, image, "ro")
     raise AssertionError
 
 
@@ -256,10 +258,6 @@ def disk_bytes(root: Path) -> int:
     """Bytes that a tree, or an image with holes, takes on the disk."""
     every = [root, *root.rglob("*")] if root.is_dir() else [root]
     return sum(path.lstat().st_blocks for path in every) * 512
-
-
-def remove(root: Path) -> None:
-    shutil.rmtree(root, ignore_errors=True)
 
 
 def _last_line(text: str) -> str:

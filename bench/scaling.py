@@ -24,7 +24,7 @@ def by_lists(work: Path, counts: tuple[int, ...], results: Results) -> None:
     rows = []
     points: dict[str, list[tuple[float, float]]] = {}
     for count in counts:
-        store = work / "scaling"
+        store = work / f"scaling-{count}"
         datasets.write(datasets.synthetic(count, _TAGS), None, store)
         place = places.tagfs("tagfs", store, work / "scaling-mount", "--read-only")
         began = time.perf_counter()
@@ -48,7 +48,6 @@ def by_lists(work: Path, counts: tuple[int, ...], results: Results) -> None:
         for name, value in row.items():
             points.setdefault(name, []).append((count, value))
         rows.append((f"{count:,}", *(f"{value:.2f}" for value in row.values())))
-        places.remove(store)
     results.tables.append(
         Table("By the number of lists (10 tags each), read-only mount", ("lists", *points), tuple(rows))
     )
@@ -106,4 +105,3 @@ def by_tags(work: Path, counts: tuple[int, ...], results: Results) -> None:
     results.charts.append(
         Chart("by-tags", "By the number of tags in a list", "tags", "ms", {k: tuple(v) for k, v in points.items()})
     )
-    places.remove(store)

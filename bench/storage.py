@@ -8,6 +8,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -136,8 +137,8 @@ def _run(side: Side, what: str, source: Path, store: Path) -> dict[str, float]:
 
 
 def _sample(side: Side, source: Path, work: Path) -> Sample | PeerMissing:
-    store = work / "storage"
-    store.mkdir()
+    # Nothing is deleted before the end: ext4 passes over what was deleted a while ago, one by one, at each creation.
+    store = Path(tempfile.mkdtemp(prefix="storage-", dir=work))
     try:
         put = _run(side, "set", source, store)
         got = _run(side, "get", source, store)
@@ -152,8 +153,6 @@ def _sample(side: Side, source: Path, work: Path) -> Sample | PeerMissing:
         )
     except PeerMissing as error:
         return error
-    finally:
-        places.remove(store)
 
 
 def _tell(data: DataSet, every: list[Side], samples: dict[str, list[Sample]], results: Results) -> None:

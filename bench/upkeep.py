@@ -33,8 +33,6 @@ def measure(work: Path, is_full: bool, results: Results) -> None:
     _memory(stores, work, is_full, results)
     _one_change(stores, work, results)
     _idle(stores[SOME], work, 60 if is_full else 15, results)
-    for store in stores.values():
-        places.remove(store)
 
 
 def _start(stores: dict[int, Path], work: Path, rounds: int, results: Results) -> None:
@@ -155,7 +153,6 @@ def fresh_reads(work: Path, changes: int, results: Results) -> None:
         Row("fresh-read/p50", "rename beneath to fresh read, p50", f"{half:.2f} ms", "goal 1 ms", half, 1.0),
         Row("fresh-read/p99", "rename beneath to fresh read, p99", f"{most:.1f} ms", "goal 20 ms", most / 20, 1.0),
     ]
-    places.remove(store)
 
 
 def held_open(work: Path, results: Results) -> None:
@@ -198,7 +195,6 @@ def held_open(work: Path, results: Results) -> None:
         Row("held-open", "peak RSS, 100 handles on replaced versions", _mib(read_again), "goal 60 MiB",
             read_again / 60, 1.0)
     )  # fmt: skip
-    places.remove(store)
 
 
 def _change_beneath(store: Path, mounted: Place, name: str, plain: bytes) -> None:

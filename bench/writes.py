@@ -33,19 +33,18 @@ def clients(*words: str | Path) -> Answer:
 
 def through_mount(data: DataSet, work: Path, rounds: int, own_cpu: float | None, results: Results) -> None:
     """A new store filled by rename, several writers at once; `own_cpu` is what the store alone takes for a list."""
-    source, store = work / "source", work / "filled"
+    source = work / "source"
     datasets.write(data, source, None)
-    point = places.tagfs("tagfs", store, work / "filling")
     taken: list[tuple[Answer, float]] = []
-    for _ in range(rounds):
+    for number in range(rounds):
+        store = work / f"filled-{number}"
         store.mkdir()
-        with point.started() as mounted:
+        with places.tagfs("tagfs", store, work / "filling").started() as mounted:
             assert mounted.pid is not None
             before = cpu_of(mounted.pid)
             answer = clients("write", str(_WRITERS), mounted.lists, "--source", source / BASE)
             taken.append((answer, cpu_of(mounted.pid) - before))
             _require_same(source / BASE, mounted.lists)
-        places.remove(store)
     daemon = median(cpu / answer["lists"] * 1000 for answer, cpu in taken)
     writer = median(answer["cpu_s"] / answer["lists"] * 1000 for answer, _ in taken)
     rate = median(answer["lists"] / answer["wall_s"] for answer, _ in taken)
@@ -71,7 +70,6 @@ def through_mount(data: DataSet, work: Path, rounds: int, own_cpu: float | None,
                 noise=0.2 if over < 0 else 0.0,
             )
         )
-    places.remove(source)
 
 
 def durable(data: DataSet, work: Path, seconds: float, results: Results) -> None:
@@ -119,8 +117,6 @@ def durable(data: DataSet, work: Path, seconds: float, results: Results) -> None
         Row("durable/reader-p99.9", "a reader beside them, p99.9", f"{reader['p99.9']:.1f} ms", "goal 20 ms",
             reader["p99.9"] / 20, 1.0),
     ]  # fmt: skip
-    for directory in (store, source, plain):
-        places.remove(directory)
 
 
 def curves(work: Path, seconds: float, results: Results) -> None:
@@ -153,8 +149,6 @@ def curves(work: Path, seconds: float, results: Results) -> None:
         Chart("clients", "Lists a second, by how many clients at once", "clients", "lists/s",
               {name: tuple(curve) for name, curve in points.items()})
     )  # fmt: skip
-    for directory in (store, source):
-        places.remove(directory)
 
 
 def _read_beside(mounted: Place, source: Path | None, seconds: float) -> tuple[Answer | None, Answer]:

@@ -205,7 +205,7 @@ def test_the_page_says_what_was_missed_and_what_was_not_measured(tmp_path: Path)
     results.missing["peer"] = "no such program"
     document = tmp_path / "docs" / "benchmarks.md"
     document.parent.mkdir()
-    page.write(results, "make bench", tmp_path, document, ["slower now"])
+    page.write(results, "make bench", page.machine(tmp_path), document, ["slower now"])
     text = document.read_text()
     assert "| what | 2 ms | peer 1 ms | 2.00 | ≤ 1 | miss |" in text
     assert "- peer: no such program" in text and "- slower now" in text and "1\\|2" in text
