@@ -128,7 +128,7 @@ class _Mount:
             self._session = Session(settings, self._channel)
             self._service = Service(settings, self._channel, os.environ)
             send, sent = self._session.send, self._session.notifier.caught_up
-            self._stream = Stream(settings.store, send, sent, settings.namespaces)
+            self._stream = Stream(settings.store, send, sent, self._session.is_mounted, settings.namespaces)
             try:
                 self._monitoring = self._monitored()
                 if self._monitoring is not None:

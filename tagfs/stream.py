@@ -1,16 +1,15 @@
-"""Stream: who listens to `/.changes`, and what each is told.  Async.
+"""Stream: who listens to `/.changes`, from when on and to which store.  Async.
 
-Owns: joining the pipes of listeners, the lines that wait for each, overflows; following only while somebody listens.
-Does not know: how changes are found, what a tree is.
-Invariant: a listener is told every line in order, or an `overflow` line in place of all that it was not told.
+Owns: joining the pipes of listeners; following only while somebody listens; that the kernel forgets first.
+Does not know: how changes are found, how lines wait.
 """
 
 import errno
 import gc
 import logging
 import os
+import select
 import stat
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from tagfs import heap
 from tagfs.directory import DirectoryStore
 from tagfs.errors import StoreWaiting
 from tagfs.inodes import ROOT_ID
+from tagfs.listeners import Listener
 from tagfs.names import BASE, LIST, RepositoryKey
 from tagfs.pipes import NAME, Pipes
 from tagfs.tree import Invalidation, Tree
@@ -33,109 +33,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_WAITING = 4 << 20
-"""Bytes of lines that wait for a slow listener, beside the 64 KiB in its pipe; what all wait for is kept once."""
-
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 1.0
 """Seconds between two tries to join a pipe whose reader is not there yet; each is twice the one before."""
-
-Quiet = Callable[[RepositoryKey], Awaitable[None]]
 
 _TRIES_OF_AN_OPEN = 4
 """Tries after which a node was most likely only looked at, so that the kernel may forget it."""
 
-
-class Queue:
-    """The lines that wait for one listener.
-
-    Args:
-        overflow: makes the line that stands for a number of lost ones.
-        most: bytes that may wait.
-    """
-
-    def __init__(self, overflow: Callable[[int], bytes], most: int = MOST_WAITING) -> None:
-        self._overflow = overflow
-        self._most = most
-        self._lines: deque[bytes] = deque()
-        # INVARIANT: the bytes of all lines; `written` of those of the first one are written.
-        self._size = 0
-        self._written = 0
-        # INVARIANT: how many lines the last one stands for, which is an overflow; 0 where it is none.
-        self._lost = 0
-
-    def add(self, line: bytes) -> None:
-        """Let a line wait.  Where there is no room, all are lost that no byte is written of yet."""
-        is_begun = self._written > 0
-        if self._lost and not (is_begun and len(self._lines) == 1):
-            self._lines.pop()
-            self._lose(1)
-        elif self._lines and self._size + len(line) > self._most:
-            kept = [self._lines[0]] if is_begun else []
-            lost = len(self._lines) - len(kept)
-            self._lines = deque(kept)
-            self._lose(lost + 1)
-        else:
-            self._lines.append(line)
-            self._size += len(line)
-            self._lost = 0
-
-    def _lose(self, count: int) -> None:
-        self._lost += count
-        self._lines.append(self._overflow(self._lost))
-        self._size = sum(map(len, self._lines))
-
-    def first(self) -> memoryview | None:
-        """What is to be written next; None where nothing is."""
-        return memoryview(self._lines[0])[self._written :] if self._lines else None
-
-    def wrote(self, count: int) -> None:
-        """Take note that so many bytes of `first` were written."""
-        self._written += count
-        if self._written == len(self._lines[0]):
-            self._size -= len(self._lines.popleft())
-            self._written = 0
-            if not self._lines:
-                self._lost = 0
-
-
-class _Listener:
-    """A program that has a pipe open."""
-
-    def __init__(self, descriptor: int, overflow: Callable[[int], bytes]) -> None:
-        self.descriptor = descriptor
-        self.queue = Queue(overflow)
-        self._news = trio.Event()
-
-    def tell(self, line: bytes) -> None:
-        self.queue.add(line)
-        self._news.set()
-
-    async def serve(self) -> None:
-        """Write until the reader has gone."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._write, nursery.cancel_scope)
-            # Nothing can be read from this end: what wakes is that nobody reads the other one any more.
-            await trio.lowlevel.wait_readable(self.descriptor)
-            nursery.cancel_scope.cancel()
-
-    async def _write(self, scope: trio.CancelScope) -> None:
-        while True:
-            part = self.queue.first()
-            if part is None:
-                await self._news.wait()
-                self._news = trio.Event()
-                continue
-            try:
-                self.queue.wrote(os.write(self.descriptor, part))
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self.descriptor)
-            except BrokenPipeError:
-                scope.cancel()
-                return
-
-    def close(self) -> None:
-        trio.lowlevel.notify_closing(self.descriptor)
-        os.close(self.descriptor)
+Quiet = Callable[[RepositoryKey], Awaitable[None]]
 
 
 class Stream:
@@ -145,6 +49,7 @@ class Stream:
         path: of the store, as it is told.
         send: tells the kernel to forget.
         sent: returns when it has been told all that was sent.
+        is_mounted: whether the mount is still in sight.
         namespaces: the only ones that are told of, or None for all.
     """
 
@@ -153,12 +58,14 @@ class Stream:
         path: str,
         send: Callable[[Iterable[Invalidation]], None],
         sent: Callable[[], Awaitable[None]],
+        is_mounted: Callable[[], bool],
         namespaces: frozenset[str] | None,
     ) -> None:
         self.pipes = Pipes(self._was_asked, os.geteuid())
         self._path = path
         self._send = send
         self._sent = sent
+        self._is_mounted = is_mounted
         self._namespaces = namespaces
         self._lines: Lines | None = None
         self._past: Past | None = None
@@ -170,7 +77,7 @@ class Stream:
         # INVARIANT: whether `past` is what all listeners were told.
         self._was_ready = False
         self._unwatched = 0
-        self._listeners: set[_Listener] = set()
+        self._listeners: set[Listener] = set()
         self._news = trio.Event()
         self._is_following = trio.Lock()
         self._following = trio.CancelScope()
@@ -239,15 +146,17 @@ class Stream:
                 forget=lambda told: self._forget(tree, told),
             )
             with trio.CancelScope() as self._following:
-                try:
-                    await following.run()
-                except StoreWaiting:
-                    pass  # Told by whoever watches the store for the mount, who then hides it.
-                except OSError as error:
-                    log.error("changes cannot be told any more: %s", error)
-                    self._tell([self._made_lines().waiting(str(error))])
-                self._is_ready = False
-                await trio.sleep_forever()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._mind_the_mount)
+                    try:
+                        await following.run()
+                    except StoreWaiting:
+                        pass  # Told by whoever watches the store for the mount, who then hides it.
+                    except OSError as error:
+                        log.error("changes cannot be told any more: %s", error)
+                        self._tell([self._made_lines().waiting(str(error))])
+                    self._is_ready = False
+                    await trio.sleep_forever()
             self._is_ready = False
         if not self._listeners or not self._was_ready:
             # What was cancelled has it too, in the tracebacks of how it ended.
@@ -255,6 +164,16 @@ class Stream:
             self._past, self._was_ready = None, False
             gc.collect()
             heap.give_back()
+
+    async def _mind_the_mount(self) -> None:
+        """Close where the mount goes out of sight: it ends with the last file that is open in it."""
+        with open("/proc/self/mountinfo", "rb") as table, select.epoll() as poller:
+            # It is always readable; what counts is that it changed (proc(5)).
+            poller.register(table, select.EPOLLPRI)
+            while self._is_mounted():
+                await trio.lowlevel.wait_readable(poller.fileno())
+                poller.poll(0)
+        self.close()
 
     async def _forget(self, tree: Tree, told: "Told") -> None:
         """Have the kernel forget what it keeps of lists, so that whoever is told reads no older one in the mount."""
@@ -302,7 +221,7 @@ class Stream:
         descriptor = await self._opened(id_)
         if descriptor is None:
             return
-        listener = _Listener(descriptor, self._made_lines().overflow)
+        listener = Listener(descriptor, self._made_lines().overflow)
         self._listeners.add(listener)
         self._news.set()
         try:

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from tagfs import pipes, taglist
 from tagfs.events import Lines
+from tagfs.listeners import Queue
 from tagfs.names import RepositoryKey
-from tagfs.stream import Queue
 from tests.conftest import MakeDaemon
 from tests.support.beneath import list_file, put
 from tests.support.daemon import Daemon, eventually
-from tests.support.listening import Listener, watches
+from tests.support.listening import listen, watches, write
 
 pytestmark = pytest.mark.mount
 
@@ -100,22 +100,6 @@ def mounted(request: pytest.FixtureRequest, daemons: MakeDaemon, tmp_path: Path)
     return daemons(*(["--read-only"] if request.param == "read-only" else []))
 
 
-def write(daemon: Daemon, key: RepositoryKey, plain: bytes) -> None:
-    """Write a list where that mount takes it: through it, or beneath."""
-    if "--read-only" in daemon.flags:
-        put(daemon.store, key, plain)
-    else:
-        path = daemon.make(key.name, key.namespace)
-        path.write_bytes(plain)
-
-
-def listen(daemon: Daemon) -> Listener:
-    """A listener that is told everything from now on."""
-    listener = Listener(daemon.point / ".changes")
-    listener.expect("ready")
-    return listener
-
-
 def test_every_listener_is_told_every_change(mounted: Daemon) -> None:
     listeners = [listen(mounted), listen(mounted)]
     write(mounted, APP, b"v1\nv2\n")
@@ -139,44 +123,11 @@ def test_every_listener_is_told_every_change(mounted: Daemon) -> None:
         assert listener.expect("list.deleted")["data"]["removed"] == ["w1"]
 
 
-def test_who_is_told_of_a_list_reads_no_older_one(mounted: Daemon) -> None:
-    listener = listen(mounted)
-    for number in range(60):
-        key = RepositoryKey("team", f"new{number // 2}")
-        # The kernel keeps that it is not there, then that it is this one.
-        path = mounted.list_path(key.name)
-        assert path.exists() == (number % 2 == 1)
-        write(mounted, key, b"v%d\n" % number)
-        event = listener.next()
-        assert event is not None and event["subject"] == str(key)
-        assert taglist.revision(path.read_bytes()) == event["data"]["revision"]
-
-
 def test_18000_tags_at_once_are_one_line(mounted: Daemon) -> None:
     listener = listen(mounted)
     tags = [f"v1.2.{number}-alpine" for number in range(18_000)]
     write(mounted, APP, taglist.encode(tags))
     assert listener.expect("list.changed")["data"]["added"] == tags
-
-
-def test_a_slow_reader_is_told_that_it_lost_lines(mounted: Daemon) -> None:
-    quick = listen(mounted)
-    with open(mounted.point / ".changes", "rb") as slow:
-        assert json.loads(slow.readline())["type"] == "io.tagfs.ready"
-        rounds = 24  # of 300 KiB: more than the pipe, this reader's buffer, and what waits for it
-        for number in range(rounds):
-            write(mounted, APP, taglist.encode(f"v{number}.{patch:06}" for patch in range(14_000)))
-            quick.expect("list.changed")
-        told = lost = 0
-        while told + lost < rounds:
-            event = json.loads(slow.readline())
-            if event["type"] == "io.tagfs.overflow":
-                lost += event["data"]["lost"]
-            else:
-                told += 1
-        assert lost > 0 and told > 0
-        write(mounted, APP, b"v2\n")
-        assert json.loads(slow.readline())["data"]["count"] == 1
 
 
 def test_nothing_is_watched_while_nobody_listens(mounted: Daemon) -> None:
@@ -202,13 +153,6 @@ def try_stat(path: Path) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def test_programs_that_walk_the_mount_go_past_it(mounted: Daemon, tmp_path: Path) -> None:
-    assert ".changes" not in os.listdir(mounted.point)
-    for command in (["grep", "-r", "v1", str(mounted.point)], ["cp", "-r", str(mounted.point), str(tmp_path / "copy")]):
-        subprocess.run(command, check=True, timeout=60, stdout=subprocess.DEVNULL)
-    assert (tmp_path / "copy" / "imagerepository/team/app/tags.txt").read_bytes() == b"v1\n"
 
 
 def test_only_the_namespaces_of_the_mount_are_told(daemons: MakeDaemon, tmp_path: Path) -> None:
@@ -242,6 +186,14 @@ def test_the_end_of_the_mount_is_the_end_of_the_file(mounted: Daemon) -> None:
     listener = listen(mounted)
     assert mounted.stop() == 0
     assert listener.next() is None
+
+
+def test_a_mount_out_of_sight_is_the_end_of_the_file(mounted: Daemon) -> None:
+    """Else whoever listens would keep it alive, and be told of a mount that nobody can reach."""
+    listener = listen(mounted)
+    subprocess.run(["umount", "-l", mounted.point], check=True)
+    assert listener.next() is None
+    assert mounted.wait() == 0
 
 
 def test_a_killed_daemon_is_the_end_of_the_file(mounted: Daemon) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tagfs.events import PREFIX
-from tests.support.daemon import PATIENCE
+from tagfs.names import RepositoryKey
+from tests.support.beneath import put
+from tests.support.daemon import PATIENCE, Daemon
 
 Event = dict[str, Any]
 
@@ -46,6 +48,21 @@ class Listener:
             if event["type"] == PREFIX + type_:
                 return event
         raise AssertionError(f"the end came before {type_}")
+
+
+def listen(daemon: Daemon) -> Listener:
+    """A listener that is told everything from now on."""
+    listener = Listener(daemon.point / ".changes")
+    listener.expect("ready")
+    return listener
+
+
+def write(daemon: Daemon, key: RepositoryKey, plain: bytes) -> None:
+    """Write a list where that mount takes it: through it, or beneath."""
+    if "--read-only" in daemon.flags:
+        put(daemon.store, key, plain)
+    else:
+        daemon.make(key.name, key.namespace).write_bytes(plain)
 
 
 def watches(pid: int) -> int:
