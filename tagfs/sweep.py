@@ -280,13 +280,15 @@ class Sweep:
         counters.sweeps += 1
         counters.seconds += seconds
         counters.last_seconds = seconds
-        counters.held = len(made.held)
+        is_news, counters.held = len(made.held) > counters.held, len(made.held)
         if not made.refusal and not swept.errors:
             counters.last_success = trio.current_time()
         if is_dry:
             return
         if made.refusal:
-            log.error("sweep: %d orphans are held: %s", len(made.held), made.refusal)
+            # Once, and again where there are more of them.
+            level = logging.ERROR if is_news else logging.INFO
+            log.log(level, "sweep: %d orphans are held: %s", len(made.held), made.refusal)
         if self._is_suspended:
             _tell_each(made.orphans, "an orphan, it would be deleted (--sweep-suspend)")
         log.info(

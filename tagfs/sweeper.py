@@ -50,6 +50,7 @@ class Sweeper:
         self._sweep = Sweep(inventory, rules, is_suspended)
         self._requested = trio.Event()
         self._has_told = False
+        self._complaint = ""
         self._left: set[RepositoryKey] = set()
         self._is_left = trio.Event()
 
@@ -94,17 +95,23 @@ class Sweeper:
         try:
             await self._sweep.run(removal)
         except InventoryIncomplete as error:
-            log.error("sweep: nothing is deleted, the inventory is not complete: %s", error)
+            log.log(self._loudness(error), "sweep: nothing is deleted, the inventory is not complete: %s", error)
             self.counters.incomplete += 1
         except (TagfsError, OSError) as error:
-            log.error("sweep: nothing more is deleted: %s", error)
+            log.log(self._loudness(error), "sweep: nothing more is deleted: %s", error)
             self.counters.failed += 1
         except Exception as error:
             log.error("sweep: ended in an error that should not happen", exc_info=error)
             self.counters.failed += 1
         else:
+            self._complaint = ""
             return True
         return False
+
+    def _loudness(self, error: Exception) -> int:
+        """The level to log it with: what has been told is no news until a sweep is done, or fails otherwise."""
+        is_news, self._complaint = str(error) != self._complaint, str(error)
+        return logging.ERROR if is_news else logging.INFO
 
     # -- as they become orphans
 

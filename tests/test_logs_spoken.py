@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -86,8 +87,8 @@ def test_a_cluster_that_is_lost_is_told_once_and_once_when_it_is_back(daemons: M
         assert count(daemon, "cannot be followed") == 1
         cluster.start()
         eventually(lambda: watched.value("tagfs_inventory_synced") == 1)
-        assert count(daemon, "followed again") == 1
-        assert count(daemon, "cannot be followed") == 1
+        daemon.await_message("followed again")
+        assert count(daemon, "followed again") == count(daemon, "cannot be followed") == 1
 
 
 def test_a_damaged_list_is_told_once_however_often_it_is_read(daemons: MakeDaemon) -> None:
@@ -112,3 +113,27 @@ def test_every_line_is_an_object_with_the_same_fields(daemons: MakeDaemon) -> No
         assert {"time", "level", "logger", "message"} <= set(line)
         assert line["logger"].startswith("tagfs.")
         assert datetime.fromisoformat(line["time"]).utcoffset() == timedelta(0)
+
+
+def test_sweeps_that_fail_again_and_again_are_told_once(daemons: MakeDaemon, tmp_path: Path) -> None:
+    manifests = tmp_path / "manifests"
+    manifests.mkdir()
+    (manifests / "bad.yaml").write_text("kind: [\n")
+    daemon = daemons("--inventory", f"manifests:{manifests}", "--gc-interval", "0", expected=ANYTHING)
+    Path(daemon.make("web")).write_text("v1\n")
+    refused = "nothing is deleted, the inventory"
+    for _ in range(3):
+        before = count(daemon, refused)
+        os.kill(daemon.pid, signal.SIGUSR1)
+        eventually(lambda before=before: count(daemon, refused) > before)  # type: ignore[misc]
+    assert len(daemon.messages("error")) == 1
+    (manifests / "bad.yaml").write_text("")
+    os.kill(daemon.pid, signal.SIGUSR1)
+    daemon.await_message("1 orphans are held")
+    before = count(daemon, "orphans: 0 deleted")
+    os.kill(daemon.pid, signal.SIGUSR1)
+    eventually(lambda: count(daemon, "orphans: 0 deleted") > before)
+    assert len(daemon.messages("error")) == 2
+    (manifests / "bad.yaml").write_text("kind: [\n")
+    os.kill(daemon.pid, signal.SIGUSR1)
+    eventually(lambda: len(daemon.messages("error")) == 3, "it is news again")
