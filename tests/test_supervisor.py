@@ -139,6 +139,16 @@ def test_ctrl_c_reaches_the_supervisor_alone(make: MakeDaemon) -> None:
     assert daemon.wait() == 0
 
 
+def test_other_signals_reach_the_server(make: MakeDaemon) -> None:
+    assert make().stop() == 0
+    daemon = make("--read-only")
+    os.kill(daemon.pid, signal.SIGHUP)
+    daemon.await_message("afresh")
+    os.kill(daemon.pid, signal.SIGUSR1)
+    daemon.await_message("a read-only mount sweeps nothing")
+    assert daemon.stop() == 0
+
+
 def test_a_server_that_is_killed_leaves_no_mount(make: MakeDaemon) -> None:
     daemon = make()
     daemon.make("app").write_text("v1\n")

@@ -259,6 +259,25 @@ def test_a_line_of_fstab_mounts(machine: Machine, options: str) -> None:
 
 @pytest.mark.mount
 @pytest.mark.slow
+def test_the_helper_of_libfuse_mounts_and_has_tagfs_serve_the_device(machine: Machine) -> None:
+    if machine.run("which", "mount.fuse3", check=False) == "":
+        pytest.skip("needs mount.fuse3")
+    machine.run("sh", "-c", "mkdir -p /mnt/tags /var/lib/tagfs/libfuse")
+    options = "ro,allow_other,drop_privileges,nofail"
+    machine.run("tagfs", "mount", "--background", "/var/lib/tagfs/libfuse", "/mnt/tags")
+    machine.run("tagfs", "unmount", "/mnt/tags")
+    machine.run("mount.fuse3", "/var/lib/tagfs/libfuse", "/mnt/tags", "-t", "fuse.tagfs", "-o", options)
+    try:
+        machine.run("ls", "/mnt/tags/imagerepository")
+        [server] = machine.run("pgrep", "-f", "/dev/fd/").split()
+        assert int(status_of(machine, int(server))["CapEff"], 16) == 0
+    finally:
+        machine.run("umount", "/mnt/tags")
+    eventually(lambda: machine.run("pgrep", "-f", "/dev/fd/", check=False) == "", "the server ends")
+
+
+@pytest.mark.mount
+@pytest.mark.slow
 def test_the_example_of_a_mount_unit_mounts(machine: Machine) -> None:
     machine.run("sh", "-c", "mkdir -p /var/lib/tagfs/example && chown nobody: /var/lib/tagfs/example")
     machine.run("cp", "/usr/share/doc/tagfs/examples/example.mount", "/etc/systemd/system/mnt-tags.mount")
