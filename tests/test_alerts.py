@@ -25,6 +25,7 @@ from tests.support.volumes import tmpfs
 PROJECT = Path(__file__).parent.parent
 RULES = PROJECT / "deploy" / "monitoring" / "tagfs.rules.yaml"
 DASHBOARD = PROJECT / "deploy" / "monitoring" / "grafana-dashboard.json"
+SCRAPING = PROJECT / "deploy" / "monitoring" / "prometheus.yaml"
 PROMTOOL_TESTS = PROJECT / "tests" / "monitoring" / "alerts.yaml"
 
 SCRAPED = {"up"}
@@ -135,6 +136,27 @@ def test_promtool_agrees(arguments: tuple[str | Path, ...]) -> None:
     done = subprocess.run([require("promtool"), *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SUCCESS" in done.stdout
+
+
+def test_promtool_agrees_with_how_it_is_scraped(tmp_path: Path) -> None:
+    config = yaml.safe_load(SCRAPING.read_text())
+    for job in config["scrape_configs"]:
+        assert re.fullmatch("tagfs.*", job["job_name"]), "TagfsDown asks for it"
+        # Debian builds its Prometheus without the discovery of pods; of that job the rest is checked.
+        job.pop("kubernetes_sd_configs", None)
+    (tmp_path / RULES.name).write_text(RULES.read_text())
+    (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(config))
+    command = [require("promtool"), "check", "config", str(tmp_path / "prometheus.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_ports_that_are_scraped_are_those_of_the_manifests() -> None:
+    [named] = re.findall(r"container_port_name\], regex: ([\w-]+)", SCRAPING.read_text())
+    manifests = [path.read_text() for path in (PROJECT / "deploy").rglob("*.yaml") if path.parent != RULES.parent]
+    exposing = [text for text in manifests if "--metrics-addr=" in text]
+    assert exposing
+    assert all(f"name: {named}, containerPort: 9180" in text for text in exposing)
 
 
 def test_every_alert_is_tested_by_promtool() -> None:
