@@ -12,6 +12,7 @@ from tagfs.memory import MemoryStore
 from tagfs.names import RepositoryKey
 from tagfs.plan import Rules
 from tagfs.removal import StoreRemoval, entries
+from tagfs.sweep import Sweep
 from tagfs.sweeper import Sweeper
 from tests.support.clusters import Cluster, keys_of, until
 
@@ -73,6 +74,26 @@ async def test_a_relabelled_one_leaves_its_shard(clock: Clock, cluster: Cluster)
     async with sweeping(cluster, store, interval=0, selector=f"{SHARD}=shard1"):
         await cluster.relabel(keys[0], {SHARD: "shard2"})
         await until(lambda: there(store) == {*keys[1:]})
+
+
+async def test_two_shards_with_a_store_each_hold_their_own(clock: Clock, cluster: Cluster) -> None:
+    """Two of the default's are re-assigned to a shard: its sweep deletes exactly those, the shard's none."""
+    defaults, sharded = keys_of("apps", 6), keys_of("infra", 4)
+    default, shard = MemoryStore(), MemoryStore()
+    await cluster.create(defaults)
+    await cluster.create(sharded, {SHARD: "shard1"})
+    put(default, *defaults)
+    put(shard, *sharded)
+    sweeps = [
+        (Sweep(cluster.inventory(label_selector=selector), Rules()), StoreRemoval(store))
+        for selector, store in ((f"!{SHARD}", default), (f"{SHARD}=shard1", shard))
+    ]
+    assert [(await sweep.run(removal)).deleted for sweep, removal in sweeps] == [[], []]
+    for key in defaults[:2]:
+        await cluster.relabel(key, {SHARD: "shard1"})
+        put(shard, key)
+    assert [(await sweep.run(removal)).deleted for sweep, removal in sweeps] == [defaults[:2], []]
+    assert (there(default), there(shard)) == ({*defaults[2:]}, {*sharded, *defaults[:2]})
 
 
 async def test_a_namespace_of_500_that_is_deleted_is_held_at_half(
