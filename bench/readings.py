@@ -66,7 +66,9 @@ def _warm_rows(program: str, data: DataSet, key: str, warm: Samples) -> list[Row
     ours, base, count = warm[OURS, program], warm[EXT4, program], _requests(warm, OURS, program)
     what = f"{program}, {data.name}, warm"
     ratio = median_ratio(_walls(ours), _walls(base))
-    rows = [Row(f"read-warm/{key}/{program}", what, f"{_ms(ours)} ms", f"ext4 {_ms(base)} ms", ratio, WARM_GOAL)]
+    rows = [
+        Row(f"read-warm/{key}/{program}", what, _both(ours), f"ext4 {_both(base)}", ratio, WARM_GOAL, noise=WARM_GOAL)
+    ]
     if count != "?":
         asked = Row(f"requests/{key}/{program}", "the same: requests", count, "none", float(count), 0.0, noise=50.0)
         rows.append(asked)
@@ -82,8 +84,8 @@ def _fresh_rows(program: str, data: DataSet, key: str, base: list[Sample], fresh
             beside[name] = fresh[name, one], _FRESH_GOALS[kind]
     what = f"{program}, {data.name}, fresh mount"
     return [
-        Row(f"read-fresh/{key}/{program}/{name.split()[0].strip(',')}", what, f"{_ms(ours)} ms",
-            f"{name} {_ms(theirs)} ms", median_ratio(_walls(ours), _walls(theirs)), goal)
+        Row(f"read-fresh/{key}/{program}/{name.split()[0].strip(',')}", what, _both(ours),
+            f"{name} {_both(theirs)}", median_ratio(_walls(ours), _walls(theirs)), goal, noise=goal / 2)
         for name, (theirs, goal) in beside.items()
     ]  # fmt: skip
 
@@ -100,6 +102,10 @@ def _walls(samples: list[Sample]) -> list[float]:
 
 def _ms(samples: list[Sample]) -> str:
     return f"{median(_walls(samples)) * 1000:.0f}"
+
+
+def _both(samples: list[Sample]) -> str:
+    return f"{_ms(samples)} ms (CPU {median(sample.cpu for sample in samples) * 1000:.0f})"
 
 
 def _cell(samples: list[Sample] | None) -> str:
