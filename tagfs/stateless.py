@@ -31,6 +31,9 @@ _SHIFT = 25
 """Bits of the place in a listing, in a position; above them the listing's number.  Both fit into the 31 bits that a
 32-bit program can hold."""
 
+_AFTER_LIST = 1
+"""The position after the only name of a repository, which no listing has."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
@@ -80,16 +83,17 @@ class StatelessTree(Tree):
         Calling `child` gives its attributes, counted as one reference, or None where it has gone meanwhile.  A position
         stays good while others list the same directory, and while it changes.
         """
-        directory = self._directory(id_)
-        number, place = position >> _SHIFT, position & (1 << _SHIFT) - 1
-        if len(directory.path) == 3:
-            if place == 0:
-                yield 1, LIST_NAME, lambda: self._listed_list(directory)
+        if position == _AFTER_LIST:
             return
+        directory = self._directory(id_)
+        if len(directory.path) == 3:
+            yield _AFTER_LIST, LIST_NAME, lambda: self._listed_list(directory)
+            return
+        number, place = position >> _SHIFT, position & (1 << _SHIFT) - 1
         listing = self._listings.get(number)
         if place == 0 or listing is None or listing.directory != id_:
             names = self._names(directory)
-            number = self._keep(_Listing(id_, names)) if directory.path else 0
+            number = self._keep(_Listing(id_, names))
         else:
             names = listing.names
         if place >= len(names):

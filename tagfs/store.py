@@ -8,7 +8,7 @@ Invariant: a reader sees the old tag list or the new one, never a mix and never 
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tagfs.codec import Codec
 from tagfs.durability import Call, Work
@@ -16,8 +16,7 @@ from tagfs.errors import ListMissing, RepositoryMissing
 from tagfs.names import RepositoryKey
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
+class Version(NamedTuple):
     """One committed tag list, as it is stored.
 
     `size` is of the plain bytes, as the stored header promises; `stored_size` of the stored ones; `blocks` are the

@@ -9,6 +9,7 @@ import itertools
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from tagfs import pipes
 from tagfs.compact import CompactInodes
@@ -41,8 +42,7 @@ _ENTERERS = 0o555
 _OWNER_WRITES = 0o200
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What `stat` shows of a node; sizes in bytes, blocks of 512 bytes, timeouts in seconds."""
 
     id: int

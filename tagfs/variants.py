@@ -7,7 +7,7 @@ Source of the precedence: `newerVariant` in Flux's `internal/storage/filesystem.
 
 import errno
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tagfs.codec import CODECS, HEADER_SIZE, PLAIN, TRAILER_SIZE, Codec, Undecodable, most_stored
 from tagfs.disk import Disk, FileStatus
@@ -19,8 +19,7 @@ _NOT_OF_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors of opening that say nothing about what is opened."""
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
+class Variant(NamedTuple):
     """One file that holds a key's list in one codec."""
 
     codec: Codec
@@ -49,7 +48,7 @@ def find(disk: Disk, directory: int, codecs: tuple[Codec, ...], prefix: str = ""
             continue
         if stat.S_ISREG(status.st_mode):
             found.append(Variant(codec, name, status))
-    return sorted(found, key=lambda variant: variant.rank, reverse=True)
+    return sorted(found, key=lambda variant: variant.rank, reverse=True) if len(found) > 1 else found
 
 
 def exists(disk: Disk, directory: int, codecs: tuple[Codec, ...]) -> bool:

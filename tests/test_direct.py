@@ -209,7 +209,7 @@ def test_nothing_is_there_before_the_store() -> None:
     [
         (StoreWaiting("wiped"), errno.EAGAIN),
         (ListMissing("no list"), errno.ENOENT),
-        (OSError(errno.EIO, "a disk of this test"), errno.EIO),
+        (OSError(errno.EIO, "another disk of this test"), errno.EIO),
         (OSError(errno.EMFILE, "Too many open files"), errno.EMFILE),
         (ZeroDivisionError("a defect"), errno.EIO),
         (RecursionError("a defect"), errno.EIO),
