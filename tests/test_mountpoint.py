@@ -40,7 +40,10 @@ def test_of_two_mounts_at_one_point_the_upper_one_is_told(tmpfs: Path, request: 
     [
         (
             "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n",
-            Mounted("/mnt2", "ext3", "/dev/root", frozenset({"rw", "noatime", "errors=continue"}), (98, 0)),
+            Mounted(
+                *("/mnt2", "ext3", "/dev/root", frozenset({"rw", "noatime", "errors=continue"}), (98, 0)),
+                propagation=frozenset({"master"}),
+            ),
         ),
         (
             "36 35 0:41 / /a\\040b\\011c\\012d\\134e ro - fuse.tagfs /st\\040ore rw,user_id=0\n",
@@ -48,7 +51,10 @@ def test_of_two_mounts_at_one_point_the_upper_one_is_told(tmpfs: Path, request: 
         ),
         (
             "36 35 0:41 / /x rw shared:1 master:2 propagate_from:3 - tmpfs  rw\n",
-            Mounted("/x", "tmpfs", "", frozenset({"rw"}), (0, 41)),
+            Mounted(
+                *("/x", "tmpfs", "", frozenset({"rw"}), (0, 41)),
+                propagation=frozenset({"shared", "master", "propagate_from"}),
+            ),
         ),
         ("36 35 0:41 / /- rw - tmpfs - rw\n", Mounted("/-", "tmpfs", "-", frozenset({"rw"}), (0, 41))),
     ],
