@@ -142,7 +142,7 @@ class _Mount:
                 self._tell(f"{settings.mountpoint} is mounted and waits for its store: {waiting}")
             if self._session.mounted is not None:
                 # Where it is not known, this daemon cannot reach the pipes of those who listen.
-                nursery.start_soon(self._stream.run, self._session.mounted.point)
+                nursery.start_soon(self._stream.run)
                 self._session.ending = self._stream.close
             nursery.start_soon(self._session.end_on_signal, signals)
             nursery.start_soon(self._sweep_on_signal)
@@ -214,6 +214,8 @@ class _Mount:
         try:
             with self._session.use:
                 await trio.to_thread.run_sync(mountpoint.allow_background, self._settings.mountpoint)
+                if self._session.mounted is not None:
+                    await self._stream.offer(self._session.mounted.point)
                 while True:
                     if opened is None:
                         opened = await self._wait()

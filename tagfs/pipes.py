@@ -11,7 +11,7 @@ import itertools
 import os
 from collections.abc import Callable
 
-from tagfs.errors import RepositoryMissing, TooManyListeners
+from tagfs.errors import RepositoryMissing, StoreWaiting, TooManyListeners
 
 NAME = b".changes"
 
@@ -33,6 +33,8 @@ class Pipes:
     def __init__(self, asked: Callable[[int], None], owner: int) -> None:
         self._asked = asked
         self.owner = owner
+        self.is_offered: bool | None = None
+        """Whether this daemon can open them; None while that is not known."""
         self._ids = itertools.count(FIRST_ID)
         self._references: dict[int, int] = {}
         # INVARIANT: each id that has references is here once, by a name that nobody else can guess.
@@ -43,10 +45,15 @@ class Pipes:
         """The node of a name, counted as one reference.
 
         Raises:
-            RepositoryMissing: it is no pipe's.
+            RepositoryMissing: it is no pipe's, or there are none.
+            StoreWaiting: whether there are is not known yet.
             TooManyListeners: no further program may listen now.
         """
         if name == NAME:
+            if self.is_offered is None:
+                raise StoreWaiting("the mount is about to begin")
+            if not self.is_offered:
+                raise RepositoryMissing(f"this mount has no {NAME.decode()}")
             if len(self._references) >= MOST:
                 raise TooManyListeners(f"{MOST} programs listen to {NAME.decode()} already")
             id_ = next(self._ids)

@@ -84,9 +84,16 @@ class Stream:
 
     # -- the mount's side
 
-    async def run(self, point: str) -> None:
-        """Serve listeners at the mount point `point` until cancelled, or `close`."""
+    async def offer(self, point: str) -> None:
+        """Offer pipes at a mount point.  A daemon that may not enter its own mount, because other users may not and it
+        has become another, offers none: who opened one would wait for ever."""
         self._point = point
+        self.pipes.is_offered = await trio.to_thread.run_sync(_is_reachable, point, abandon_on_cancel=True)
+        if not self.pipes.is_offered:
+            log.info("%s: no %s, uid %d may not enter it: mount with --allow-other", point, NAME.decode(), os.geteuid())
+
+    async def run(self) -> None:
+        """Serve listeners until cancelled, or `close`."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
@@ -242,7 +249,7 @@ class Stream:
         while (name := self.pipes.name(id_)) is not None:
             path = os.path.join(os.fsencode(self._point or ""), name)
             # Abandoned where the mount ends: the kernel then answers it without us.
-            descriptor = await trio.to_thread.run_sync(_open, path, id_, abandon_on_cancel=True)
+            descriptor = await trio.to_thread.run_sync(_open, path, id_, tries == 0, abandon_on_cancel=True)
             # The kernel would keep the name, and with it the node.
             tries += 1
             self._send([Invalidation(ROOT_ID, name)])
@@ -263,12 +270,23 @@ def _names(tree: Tree, key: RepositoryKey) -> Iterable[Invalidation]:
             yield Invalidation(directory.id, name.encode())
 
 
-def _open(path: bytes, id_: int) -> int | None:
-    """Open a pipe for writing; None where nobody reads it yet."""
+def _is_reachable(point: str) -> bool:
+    """Whether a name in the mount can be looked up by this process."""
+    try:
+        os.lstat(os.path.join(point, f"{NAME.decode()}.reachable"))
+    except PermissionError:
+        return False
+    except OSError:
+        pass  # There is no such name, which the mount itself has said.
+    return True
+
+
+def _open(path: bytes, id_: int, tells: bool) -> int | None:
+    """Open a pipe for writing; None where nobody reads it yet.  `tells`: a failure is logged."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
-        if error.errno not in (errno.ENXIO, errno.ENOENT, errno.EAGAIN):
+        if tells and error.errno not in (errno.ENXIO, errno.ENOENT, errno.EAGAIN):
             log.warning("a listener cannot be told: %s", error)
         return None
     with suppress(OSError):

@@ -1,15 +1,32 @@
 """The nodes behind `.changes`."""
 
+from collections.abc import Callable
+
 import pytest
 
 from tagfs import pipes
-from tagfs.errors import RepositoryMissing, TooManyListeners
+from tagfs.errors import RepositoryMissing, StoreWaiting, TooManyListeners
 from tagfs.pipes import NAME, Pipes
+
+
+def offered(asked: Callable[[int], None] = lambda id_: None) -> Pipes:
+    table = Pipes(asked, 0)
+    table.is_offered = True
+    return table
+
+
+def test_there_are_none_where_the_daemon_cannot_open_them() -> None:
+    table = Pipes(lambda id_: None, 0)
+    with pytest.raises(StoreWaiting):
+        table.lookup(NAME)
+    table.is_offered = False
+    with pytest.raises(RepositoryMissing):
+        table.lookup(NAME)
 
 
 def test_each_lookup_is_another_pipe_with_a_name_of_its_own() -> None:
     asked: list[int] = []
-    table = Pipes(asked.append, 0)
+    table = offered(asked.append)
     one, two = table.lookup(NAME), table.lookup(NAME)
     assert one != two and asked == [one, two]
     names = table.name(one), table.name(two)
@@ -20,7 +37,7 @@ def test_each_lookup_is_another_pipe_with_a_name_of_its_own() -> None:
 
 
 def test_a_pipe_is_there_until_its_last_reference_is_taken_back() -> None:
-    table = Pipes(lambda id_: None, 0)
+    table = offered()
     id_ = table.lookup(NAME)
     name = table.name(id_)
     assert name is not None
@@ -34,7 +51,7 @@ def test_a_pipe_is_there_until_its_last_reference_is_taken_back() -> None:
 
 
 def test_nobody_guesses_a_pipe() -> None:
-    table = Pipes(lambda id_: None, 0)
+    table = offered()
     table.lookup(NAME)
     for name in (NAME + b".", NAME + b".0", NAME + b"x"):
         with pytest.raises(RepositoryMissing):
@@ -42,7 +59,7 @@ def test_nobody_guesses_a_pipe() -> None:
 
 
 def test_there_are_so_many_and_no_more() -> None:
-    table = Pipes(lambda id_: None, 0)
+    table = offered()
     ids = [table.lookup(NAME) for _ in range(pipes.MOST)]
     with pytest.raises(TooManyListeners):
         table.lookup(NAME)

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -248,3 +249,24 @@ def test_every_line_has_the_fields_of_its_type() -> None:
         example = next(one for one in shown if one["type"] == event["type"])
         assert list(example) == list(event) and set(example["data"]) == set(event["data"])
     assert {one["type"] for one in shown} > {one["type"] for one in made}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to drop")
+@pytest.mark.parametrize("others", [(), ("--allow-other",)], ids=["alone", "allow-other"])
+def test_a_daemon_that_may_not_enter_its_mount_offers_no_stream(daemons: MakeDaemon, others: tuple[str, ...]) -> None:
+    """Else whoever opens it would wait for ever."""
+    with tempfile.TemporaryDirectory(prefix="tagfs-stream-") as name:
+        base = Path(name)
+        base.chmod(0o755)
+        (base / "store").mkdir(0o700)
+        os.chown(base / "store", 65534, 65534)
+        mount = daemons("--drop-privileges", *others, store=base / "store", point=base / "point")
+        path = mount.point / ".changes"
+        if others:
+            listener = listen(mount)
+            write(mount, APP, b"v1\n")
+            assert listener.expect("list.created")["data"]["added"] == ["v1"]
+        else:
+            assert not path.exists()
+            assert any("no .changes, uid 65534 may not enter it" in said for said in mount.messages("INFO"))
+        mount.stop()
