@@ -36,6 +36,9 @@ trio's own wait costs as much as a request.  Other tasks wait so long for their 
 TURN = 0.002
 """Seconds of requests after which other tasks have their turn, however many more there are."""
 
+LISTED = 1 << 16
+"""Bytes of a listing at once, at most: some 400 entries, each a look at the store, before others have their turn."""
+
 REST_AFTER = 10.0
 """Seconds without a request after which bytes that were kept for the next one go."""
 
@@ -150,10 +153,10 @@ class Direct(Channel):
         try:
             request = os.read(self._device, wire.REQUEST_LIMIT)
         except OSError as error:
-            if error.errno in _ENDED:
-                return False
             if error.errno not in _PASSING:
-                log.error("reading a request: %s", error)
+                if error.errno not in _ENDED:
+                    log.error("reading a request: %s", error)
+                return False
             return True
         if not request:
             return False
@@ -249,6 +252,7 @@ class Direct(Channel):
 
     def _listing(self, request: bytes, node: int, with_entries: bool) -> Answer:
         position, room = wire.read_of(request)
+        room = min(room, LISTED)
         tree = self._named()
         records = []
         for following, name, look in tree.children(node, position):

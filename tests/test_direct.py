@@ -328,6 +328,24 @@ async def test_it_ends_with_the_device(asked: Asked) -> None:
             asked.kernel.close()
 
 
+async def test_it_ends_with_a_device_that_cannot_be_read(caplog: pytest.LogCaptureFixture) -> None:
+    channel = Direct(0, 0)
+    channel.take(socket.socket().detach())
+    with trio.fail_after(10):
+        await channel.serve()
+    channel.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "reading a request: [Errno 107] Transport endpoint is not connected"
+    ]
+
+
+def test_a_listing_is_answered_in_pieces_however_much_room_there_is(asked: Asked) -> None:
+    for number in range(1000):
+        asked.store.replace(RepositoryKey("team", f"app-{number:03}"), PLAIN)
+    found = kernel.records(asked.ask(kernel.readdirplus(asked.lookup(BASE, "team").node, size=1 << 20)).body)
+    assert 200 < len(found) < 500
+
+
 # -- by a real kernel
 
 
