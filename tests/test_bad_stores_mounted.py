@@ -365,6 +365,10 @@ def test_what_the_daemon_may_not_read_is_an_error(
     require_alive(daemon)
 
 
+def is_readable(path: Path) -> bool:
+    return error_of(path.read_bytes) is None
+
+
 @MODES
 def test_a_store_that_may_no_longer_be_entered_is_an_error_until_it_may(
     flags: tuple[str, ...], store: Path, daemons: MakeDaemon, without_rights: tuple[str, ...]
@@ -375,12 +379,12 @@ def test_a_store_that_may_no_longer_be_entered_is_an_error_until_it_may(
         put(store, name, "tags.txt", b"v1\n")  # what was read before may be the kernel's
         take_away(path)
         assert error_of(daemon.list_path(name).read_bytes) in (errno.EIO, errno.EAGAIN), path
-        assert error_of(lambda: os.listdir(daemon.list_path(name).parent)) in (errno.EIO, errno.EAGAIN), path
+        assert error_of(partial(os.listdir, daemon.list_path(name).parent)) in (errno.EIO, errno.EAGAIN), path
         if not flags:
             assert error_of(lambda: daemon.list_path("good").write_bytes(b"v1\n")) in (errno.EIO, errno.EAGAIN)
         eventually(partial(loud, daemon), "a line in the log")
         give_back(path)
-        eventually(lambda: error_of(daemon.list_path(name).read_bytes) is None, "the lists, once they may be read")
+        eventually(partial(is_readable, daemon.list_path(name)), "the lists, once they may be read")
         require_alive(daemon)
 
 
