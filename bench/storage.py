@@ -21,7 +21,7 @@ from bench.places import PROJECT, PeerMissing
 from bench.results import Chart, Results, Row, Table
 from tagfs.names import BASE, LIST
 
-OURS = "tagfs, synced as Flux syncs: not at all"
+OURS = "tagfs, no fsync, as Flux"
 DURABLE = "tagfs, each list durable"
 GROUPED = "tagfs, durable in groups"
 FLUX_64 = "Flux, 64 KiB (its default)"
