@@ -87,9 +87,15 @@ def load(settings: MountSettings) -> None:
     user it may not be able to."""
     modules = [] if settings.read_only and settings.fast_path else ["libfuse", "operations"]
     modules += ["inventories"] if settings.inventory else []
-    modules += ["monitoring"] if settings.metrics_address or settings.health_address else []
     for module in modules:
         importlib.import_module(f"tagfs.{module}")
+    if settings.metrics_address or settings.health_address:
+        try:
+            importlib.import_module("tagfs.monitoring")
+        except ImportError as error:
+            raise SettingRefused(
+                f"--metrics-addr and --health-addr need more ({error}): pip install 'tagfs[monitoring]'"
+            ) from error
 
 
 class _Mount:
@@ -164,14 +170,12 @@ class _Mount:
         self._session.close()
 
     def _monitored(self) -> "Monitoring | None":
-        """What looks after the mount, where it is asked for; SettingRefused where what that needs is missing."""
+        """What looks after the mount, where it is asked for."""
         settings = self._settings
         if settings.metrics_address is None and settings.health_address is None:
             return None
-        try:
-            from tagfs.monitoring import Monitoring
-        except ImportError as error:
-            raise SettingRefused(f"--health-addr needs more ({error}): pip install 'tagfs[monitoring]'") from error
+        from tagfs.monitoring import Monitoring
+
         return Monitoring(settings, self._channel, self._commits, self._session, self._sweeper)
 
     def _commit_unseen(self) -> None:

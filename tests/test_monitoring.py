@@ -229,6 +229,16 @@ def test_an_address_that_is_taken_refuses_to_mount(watched: Watched, daemons: Ma
     assert f"nothing can listen on 127.0.0.1:{port}" in str(other.log[-1]["message"])
 
 
+def test_without_the_extra_it_is_refused_with_what_to_install(daemons: MakeDaemon, tmp_path: Path) -> None:
+    (tmp_path / "h11.py").write_text("raise ImportError('no h11 here')")
+    daemon = daemons("--health-addr", "127.0.0.1:0", start=False, expected=("need more",))
+    daemon.environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    daemon.start(wait=False)
+    assert daemon.wait() == USAGE
+    assert "(no h11 here): pip install 'tagfs[monitoring]'" in str(daemon.log[-1]["message"])
+    assert not os.path.ismount(daemon.point)
+
+
 def test_nothing_of_it_is_imported_where_it_is_not_asked_for(tmp_path: Path) -> None:
     program = "import sys, tagfs.mount; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
