@@ -132,4 +132,8 @@ class Session:
 
     async def _unmount_lazily(self) -> None:
         if self._settings.device is None:
-            await trio.to_thread.run_sync(mountpoint.unmount, self._settings.mountpoint, True)
+            try:
+                await trio.to_thread.run_sync(mountpoint.unmount, self._settings.mountpoint, True)
+            except MountRefused:
+                if self.is_mounted():
+                    raise  # Else `_end_gently`, or somebody outside, has done it meanwhile.
