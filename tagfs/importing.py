@@ -203,6 +203,13 @@ class Import:
         if store is None:
             return False, False
         try:
+            # A new list is the common case, and to be told why it is not there costs ten calls.
+            self._disk.close(self._disk.open_below(store.root, key.directory))
+        except FileNotFoundError:
+            return False, False
+        except OSError:
+            pass
+        try:
             with store.opened(key.namespace, key.name) as directory:
                 found = variants.find(self._disk, directory, store.codecs)
                 if len(found) != 1 or found[0].codec is not store.policy.codec_for(len(plain)):
