@@ -129,7 +129,12 @@ def archive(source: Path, above: str = "", end: bytes = b"") -> bytes:
     return made.getvalue()
 
 
-PACKED: dict[str, Callable[[bytes], bytes]] = {"tar": bytes, "tar.gz": gzip.compress, "tar.zst": ZSTD.encode}
+def in_frames(plain: bytes) -> bytes:
+    """zstd in several frames, as `zstd -T0` and a concatenation leave it."""
+    return b"".join(ZSTD.encode(plain[at : at + 65536]) for at in range(0, len(plain), 65536))
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {"tar": bytes, "tar.gz": gzip.compress, "tar.zst": in_frames}
 
 
 @pytest.mark.parametrize("packed", PACKED)
@@ -154,8 +159,7 @@ def test_what_came_before_an_archives_cut_is_there(tmp_path: Path, packed: str) 
     with pytest.raises(SourceCut, match="cut short"):
         imported(tmp_path / "store", "-", data[: len(data) // 2])
     found = shown(Disk(), tmp_path / "store")
-    if packed != "tar.zst":  # the test's frame is one block, of which nothing can be decoded
-        assert 0 < len(found) < 20
+    assert 0 < len(found) < 20
     assert set(found.values()) <= set(lists)
     assert imported(tmp_path / "store", "-", data).unchanged == len(found)
 
