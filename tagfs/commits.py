@@ -122,8 +122,8 @@ class Commits:
 
     @property
     def in_flight(self) -> int:
-        """Those of them that have begun."""
-        return len(self._lines)
+        """Those of them that threads are at work on."""
+        return self._lanes.in_flight
 
     @property
     def pending_bytes(self) -> int:

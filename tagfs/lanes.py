@@ -45,6 +45,8 @@ class Lanes:
         # INVARIANT: groups that were handed to threads and have not been collected; those that syncfs is called for.
         self._under_way = 0
         self._together = 0
+        # INVARIANT: what is in those groups.
+        self.in_flight = 0
         self._is_collecting = False
         self._idle: trio.Event | None = None
         self._handed: SimpleQueue[tuple[_Group, bool]] = SimpleQueue()
@@ -72,6 +74,7 @@ class Lanes:
                 group = [self._calls.popleft()]
             self._under_way += 1
             self._together += is_together
+            self.in_flight += len(group)
             if self._idle is None:
                 self._idle = trio.Event()
                 self._nursery.start_soon(self._stay, self._idle)
@@ -108,6 +111,7 @@ class Lanes:
             group, is_together, errors = self._ended.popleft()
             self._under_way -= 1
             self._together -= is_together
+            self.in_flight -= len(group)
             for (_, resume), error in zip(group, errors, strict=True):
                 resume(error)
         self._is_collecting = False

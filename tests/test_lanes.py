@@ -60,7 +60,9 @@ async def test_what_comes_while_a_group_is_synced_is_the_next_group() -> None:
         await until(lambda: disk.told == ["sync 0"])
         for file in range(1, 10):
             lanes.add(Unsynced(together, disk, (file,)), lambda error, file=file: ended.append(file))  # type: ignore[misc]
+        assert lanes.in_flight == 1
         disk.gate.set()
+    assert lanes.in_flight == 0
     assert ended == list(range(10))
     assert disk.told == ["sync 0", "syncfs"]
     assert disk.most == 1
