@@ -1,5 +1,6 @@
 """Every change of a store is told, each with what it did."""
 
+import random
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from tagfs import changes, events, following
+from tagfs import changes, events, following, taglist
 from tagfs.changes import Change, Unwatched
 from tagfs.errors import StoreWaiting
 from tagfs.events import Difference
@@ -203,6 +204,59 @@ async def test_who_goes_on_is_told_what_happened_meanwhile(tmp_path: Path) -> No
         told = dict([await again.next(), await again.next()])
         assert (told[APP].added, told[APP].removed) == (("v2",), ("v1",))
         assert told[WEB].type == events.CREATED
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_who_applies_all_that_is_told_has_the_store(tmp_path: Path, seed: int) -> None:
+    """Whatever other programs do beneath, however fast: the tags that came and went add up."""
+    chance = random.Random(seed)
+    keys = [RepositoryKey(namespace, name) for namespace in ("a", "b", "c") for name in ("x", "y", "z")]
+    known: dict[RepositoryKey, set[str]] = {}
+
+    async def apply(follower: Follower) -> RepositoryKey:
+        key, told = await follower.next()
+        assert told.added is not None and told.removed is not None
+        assert (told.type == events.CREATED) == (key not in known)
+        tags = known.pop(key, set())
+        assert tags.issuperset(told.removed) and tags.isdisjoint(told.added)
+        if told.type != events.DELETED:
+            known[key] = tags.difference(told.removed).union(told.added)
+            assert told.count == len(known[key])
+        else:
+            assert tags == set(told.removed)
+        return key
+
+    async with followed(tmp_path / "s") as follower:
+        for _ in range(150):
+            key = chance.choice(keys)
+            path = list_file(follower.path, key)
+            match chance.randrange(8):
+                case 0:
+                    path.unlink(missing_ok=True)
+                case 1:
+                    shutil.rmtree(path.parent, ignore_errors=True)
+                case 2:
+                    shutil.rmtree(path.parent.parent, ignore_errors=True)
+                case 3 if path.parent.parent.exists():
+                    other = path.parent.parent.with_name(chance.choice("abc"))
+                    if not other.exists():
+                        path.parent.parent.rename(other)
+                case _:
+                    put(follower.path, key, taglist.encode(f"v{n}" for n in sorted(chance.sample(range(30), 6))))
+            if chance.random() < 0.3:
+                # Not to wait for anything: so that it is met at work, at every stage.
+                await trio.sleep(chance.random() / 200)
+        last = RepositoryKey("last", "list")
+        put(follower.path, last, b"x\n")
+        while await apply(follower) != last:
+            pass
+        there = {
+            RepositoryKey(path.parent.parent.name, path.parent.name): set(path.read_text().split())
+            for path in follower.path.glob("imagerepository/*/*/tags.txt")
+        }
+        # What was told of the last list may have overtaken a batch that was noted before it.
+        while known != there:
+            await apply(follower)
 
 
 async def test_a_store_that_is_wiped_ends_it(tmp_path: Path) -> None:
