@@ -46,6 +46,7 @@ ENDINGS = (
             errors.EmptyingRefused,
             errors.HandlePoisoned,
             errors.ListMissing,
+            errors.LedgerUnreadable,
             errors.ListTooLarge,
             errors.NotPermitted,
             errors.OtherDirectory,

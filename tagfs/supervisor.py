@@ -203,7 +203,7 @@ class _Supervisor:
 
     def _judge(self, status: int) -> None:
         """The server has ended."""
-        stayed = _unmount(self._point)
+        stayed = _clear(self._point)
         if status == 0:
             return
         if self._failure is not None:
@@ -321,6 +321,15 @@ def _unmount(point: str) -> bool:
     except MountRefused:
         return False
     return True
+
+
+def _clear(point: str) -> bool:
+    """Unmount what a server that has ended left, and nothing that was mounted there since; -> whether there was."""
+    try:
+        return mountpoint.clear_dead(point)
+    except MountRefused as error:
+        log.error("%s", error)
+        return False
 
 
 def _noted(signum: int, frame: object) -> None:

@@ -163,6 +163,20 @@ def test_a_server_that_is_killed_leaves_no_mount(make: MakeDaemon) -> None:
     assert make().list_path("app").read_text() == "v1\n"
 
 
+def test_a_mount_that_was_made_since_is_left_alone(make: MakeDaemon, base: Path) -> None:
+    first = make()
+    server = server_of(first)
+    os.kill(first.pid, signal.SIGSTOP)  # it learns of nothing before the next one is there
+    mountpoint.unmount(str(first.point))
+    eventually(lambda: ended(server), "the server ends with its mount")
+    second = make()
+    second.make("app").write_text("v1\n")
+    os.kill(first.pid, signal.SIGCONT)
+    assert first.wait() == 0
+    assert second.list_path("app").read_text() == "v1\n"
+    assert second.stop() == 0
+
+
 def test_a_supervisor_that_is_killed_leaves_no_mount_that_hangs(make: MakeDaemon) -> None:
     daemon = make()
     daemon.make("app").write_text("v1\n")
