@@ -250,7 +250,8 @@ class CompactInodes(NodeTable):
             self._by_index[above.index] = None
 
     def _above_row(self, row: int) -> _Namespace:
-        above = self._by_index[_NAMESPACE.unpack_from(self._rows, row * _SIZE + _NAMESPACE_AT)[0]]
+        index: int = _NAMESPACE.unpack_from(self._rows, row * _SIZE + _NAMESPACE_AT)[0]
+        above = self._by_index[index]
         assert above is not None
         return above
 
