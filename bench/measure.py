@@ -40,6 +40,10 @@ class ProgramFailed(Exception):
     """A measured program ended with a code that is no answer."""
 
 
+class WrongAnswer(Exception):
+    """tagfs showed other bytes than it should: what was measured is worth nothing."""
+
+
 def run(command: Sequence[str], directory: Path, output: Path, codes: tuple[int, ...] = (0,)) -> Cost:
     """Run a program in a directory with its output in a file; ProgramFailed where it ends with none of `codes`."""
     with output.open("wb") as stream, Path(f"{output}.errors").open("w+b") as errors:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench import datasets, places
 from bench.datasets import DataSet
-from bench.measure import cpu_of, median
+from bench.measure import WrongAnswer, cpu_of, median
 from bench.places import PROJECT, Place
 from bench.results import Chart, Results, Row, Table
 from tagfs.names import BASE
@@ -182,7 +182,7 @@ def _read_beside(mounted: Place, source: Path | None, seconds: float) -> tuple[A
 def _require_same(source: Path, shown: Path) -> None:
     for path in source.glob("*/*/tags.txt"):
         if (shown / path.relative_to(source)).read_bytes() != path.read_bytes():
-            raise SystemExit(f"{path.relative_to(source)} does not read back as it was written")
+            raise WrongAnswer(f"{path.relative_to(source)} does not read back as it was written")
 
 
 def _of(answer: Answer, name: str) -> str:
