@@ -46,7 +46,7 @@ def groups(is_full: bool) -> dict[str, Callable[[Path, Results], None]]:
     def store(work: Path, results: Results) -> None:
         for data in (datasets.real(), *(_FULL if is_full else _QUICK)):
             with _told(data.name):
-                own_cpu[data.name] = storage.measure(data, _below(work), pace, results)
+                own_cpu[data.name] = storage.measure(data, _below(work), (rounds, pace[1]), results)
 
     def write(work: Path, results: Results) -> None:
         for data in _FULL[1:] if is_full else _QUICK[1:]:
@@ -97,12 +97,12 @@ def main() -> int:
                     failed.append(name)
         told = record.worse(results.rows, record.load())
         page.show(results, told)
+        if arguments.record:
+            record.save(results.rows)
         if arguments.only is None:
             command = "make bench-full" if arguments.full else "make bench"
             page.write(results, command, machine, DOCUMENT, told)
             print(f"written: {DOCUMENT.relative_to(PROJECT)}, {len(results.charts)} charts")
-    if arguments.record:
-        record.save(results.rows)
     return 1 if told or failed else 0
 
 

@@ -112,10 +112,15 @@ def _goals(rows: list[Row]) -> Table:
         "",
         head,
         tuple(
-            (row.what, row.ours, row.peer, f"{row.ratio:.2f}", f"≤ {row.goal:.3g}", "pass" if row.is_met else "miss")
+            (row.what, row.ours, row.peer, _ratio(row), f"≤ {row.goal:.3g}", "pass" if row.is_met else "miss")
             for row in rows
         ),
     )
+
+
+def _ratio(row: Row) -> str:
+    """With as many digits as tell it from the goal."""
+    return f"{row.ratio:.4f}" if 0 < abs(row.ratio - row.goal) < 0.01 else f"{row.ratio:.2f}"
 
 
 def _markdown(table: Table) -> str:
