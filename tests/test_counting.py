@@ -39,7 +39,7 @@ async def running(counting: Counting) -> AsyncIterator[None]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(250):
         while not condition():  # noqa: ASYNC110 - what is counted tells nobody
             await trio.sleep(0.005)
 
