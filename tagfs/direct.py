@@ -51,6 +51,8 @@ _PASSING = (errno.EINTR, errno.EAGAIN, errno.ENOENT)
 _COUNTED = 64
 """Opcodes that are counted one by one; the others are counted together."""
 
+_UNANSWERED = (Opcode.FORGET, Opcode.BATCH_FORGET)
+
 _NONE = -1
 """A number that no descriptor has."""
 
@@ -185,7 +187,8 @@ class Direct(Channel):
         except Exception as error:
             number = errno_of(error)
         if number != DONE:
-            self._send(wire.refusal(unique, number))
+            if opcode not in _UNANSWERED:
+                self._send(wire.refusal(unique, number))
         elif body is not None:
             self._send(wire.answer(unique, len(body)), body)
         if self._timings is not None:
