@@ -21,7 +21,7 @@ THREADS = 8
 MOST_IN_A_GROUP = 64
 """Of a larger one the first would wait longer than the last gains."""
 
-IDLE = 5.0
+IDLE = 30.0
 """Seconds after which a thread that has nothing to do ends."""
 
 Resume = Callable[[Exception | None], None]

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import MakeDaemon
 from tests.support.daemon import Daemon, eventually
-from tests.support.tracing import Call, calls, require_strace, threads, traced
+from tests.support.tracing import Call, recorded, require_strace, threads, traced
 from tests.support.verdict import problems, stages
 from tests.support.volumes import Volume, ext4, tmpfs
 
@@ -198,9 +198,7 @@ def has_told(daemon: Daemon, before: int) -> bool:
 
 
 def record(daemon: Daemon, log: Path, act: Callable[[], object]) -> list[Call]:
-    with traced([daemon.pid], "-y", log=log, follow=True):
-        act()
-    return [call for call in calls(log, daemon.pid) if str(daemon.store) in call.arguments]
+    return [call for call in recorded(daemon.pid, act, log) if str(daemon.store) in call.arguments]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -18,17 +18,10 @@ import pytest
 from tagfs.names import STAGE_DIRECTORY, VERSION_SENTINEL, WIPE_SENTINEL
 from tests.conftest import MakeDaemon
 from tests.support.daemon import Daemon, eventually
-from tests.support.tracing import Call, calls, require_strace, threads, traced
+from tests.support.tracing import Call, calls, is_change, recorded, require_strace, threads, traced
 from tests.support.verdict import check_command, files, problems, stages
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.timeout(600)]
-
-_CHANGING = (
-    "write pwrite64 fsync fdatasync syncfs rename renameat renameat2 unlink unlinkat mkdir mkdirat rmdir"
-    " utimensat ftruncate fchmod fchmodat link linkat symlinkat"
-)
-CHANGING = frozenset(_CHANGING.split())
-"""System calls that change something on a disk; `openat` joins them where it creates."""
 
 _WAITING = "futex epoll_wait epoll_ctl restart_syscall prctl getpid poll ppoll select rt_sigprocmask"
 WAITING = frozenset(_WAITING.split())
@@ -174,12 +167,14 @@ class Victim:
     def record(self) -> list[Call]:
         """Every call that the change makes."""
         self.restore()
-        pid = self.daemon.pid
-        with traced([pid], "-y", log=self.log, follow=True):
+
+        def act() -> None:
             self.operation.act(self.path, self.operation.new or b"")
             self.settle()
+
+        found = recorded(self.daemon.pid, act, self.log)
         assert self.content() == self.operation.new
-        return calls(self.log, pid)
+        return found
 
     def settle(self) -> None:
         """Return when the change is done with, because a lookup waits for it; OSError where the daemon is dead."""
@@ -214,14 +209,12 @@ class Victim:
         return files(self.daemon.store, (STAGE_DIRECTORY, "imagerepository/team"))
 
 
-def changes(recorded: list[Call], store: Path) -> list[Call]:
+def changes(found: list[Call], store: Path) -> list[Call]:
     """The calls that change something on the disk, and after each the first answer to the kernel."""
     points = []
     is_answered = True
-    for call in recorded:
-        if (call.name in CHANGING and str(store) in call.arguments) or (
-            call.name == "openat" and "O_CREAT" in call.arguments
-        ):
+    for call in found:
+        if is_change(call, store):
             points.append(call)
             is_answered = False
         elif call.name == "writev" and "/dev/fuse" in call.arguments and not is_answered:
@@ -246,14 +239,14 @@ def test_a_commit_killed_at_any_call_leaves_the_old_list_or_the_new_one(
 ) -> None:
     require_strace()
     victim = Victim(daemons(expected=KILLED), operation, tmp_path / "strace")
-    recorded = victim.record()
-    points = changes(recorded, victim.daemon.store)
+    found = victim.record()
+    points = changes(found, victim.daemon.store)
     assert any(call.name == "fsync" for call in points)
-    every = [call for call in recorded if call.name not in WAITING]
+    every = [call for call in found if call.name not in WAITING]
     if EVERY_CALL in os.environ:
         points = every
     elif operation.name == SAMPLED:
-        points = sorted({*points, *every[::SAMPLE]}, key=recorded.index)
+        points = sorted({*points, *every[::SAMPLE]}, key=found.index)
     # Twice, because a worker that was idle for long ends, and then another one, that is not traced, does the work.
     killed = [call for call in points if victim.kill_at(call) or victim.kill_at(call)]
     code, said = check_command(victim.daemon.store)

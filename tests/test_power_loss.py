@@ -21,7 +21,7 @@ from tagfs.disk import Disk
 from tagfs.names import VERSION_SENTINEL, WIPE_SENTINEL
 from tests.conftest import MakeDaemon
 from tests.support.daemon import Daemon, eventually
-from tests.support.tracing import Call, calls, require_strace, threads, traced
+from tests.support.tracing import Call, is_change, recorded, require_strace, threads, traced
 from tests.support.verdict import check_command, files, problems, stages
 from tests.support.volumes import Volume, ext4
 
@@ -288,6 +288,7 @@ def test_a_commit_that_is_cut_off_after_any_call_leaves_the_old_list_or_the_new_
     points = recorded_changes(daemon, machine.store, log, change, old, new)
     assert len(points) >= 2
     cut = 0
+    missed: list[str] = []
     for number, call in enumerate(points):
         # A worker that was idle for long ends, and then another one, that is not traced, does the work: once more.
         for turn in range(TURNS):
@@ -311,9 +312,12 @@ def test_a_commit_that_is_cut_off_after_any_call_leaves_the_old_list_or_the_new_
             if is_cut:
                 cut += 1
                 break
+        else:
+            missed.append(str(call))
     with capsys.disabled():
         print(f"\n  {name}: cut off after {cut} of {len(points)} calls")
-    assert cut >= 0.9 * len(points)
+    # The loop opens files for others too, so that a count of its calls may be another one's.
+    assert len(missed) <= max(1, 0.1 * len(points)), f"not reached: {missed}"
 
 
 def attempt(change: Change, path: Path, text: bytes, is_first: bool) -> None:
@@ -332,28 +336,13 @@ def recorded_changes(
     path = daemon.list_path("recorded")
     if old is not None:
         by_rename(daemon.make("recorded"), old)
-    with traced([daemon.pid], "-y", log=log, follow=True):
+
+    def act() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         change(path, new or b"")
         content(path)
-    changing = (
-        "write",
-        "fsync",
-        "rename",
-        "renameat",
-        "renameat2",
-        "unlink",
-        "unlinkat",
-        "mkdir",
-        "mkdirat",
-        "utimensat",
-    )
-    return [
-        call
-        for call in calls(log, daemon.pid)
-        if str(store) in call.arguments
-        and (call.name in changing or (call.name == "openat" and "O_CREAT" in call.arguments))
-    ]
+
+    return [call for call in recorded(daemon.pid, act, log) if is_change(call, store)]
 
 
 # -- a wipe, a conversion

@@ -1,7 +1,7 @@
 """strace, attached to a running daemon: which system calls it makes, and what becomes of it when one of them fails.
 
 strace counts calls in each thread by itself.  Where a count matters, one kind of thread is traced: the loop's, or the
-workers', in which one change of a list runs from its beginning to its end.
+workers', of which there is one while lists are changed one after another.
 """
 
 import os
@@ -9,7 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import PATIENCE, eventually
+
+_CHANGING = (
+    "write pwrite64 fsync fdatasync syncfs rename renameat renameat2 unlink unlinkat mkdir mkdirat rmdir"
+    " utimensat ftruncate fchmod fchmodat link linkat symlinkat"
+)
+CHANGING = frozenset(_CHANGING.split())
+"""System calls that change something on a disk; `openat` joins them where it creates."""
 
 _CALL = re.compile(r"(?P<thread>[0-9]+) +(?P<name>[a-z][a-z0-9_]*)\((?P<arguments>.*)")
 
@@ -72,6 +79,19 @@ def traced(targets: list[int], *arguments: str, log: Path, follow: bool = False)
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         process.wait(timeout=PATIENCE)
+
+
+def recorded(pid: int, act: Callable[[], object], log: Path) -> list[Call]:
+    """Every call of a daemon, in all its threads, while `act` runs."""
+    with traced([pid], "-y", log=log, follow=True):
+        act()
+    return calls(log, pid)
+
+
+def is_change(call: Call, store: Path) -> bool:
+    """Whether a call that was recorded with the paths of its descriptors changes something in `store`."""
+    is_changing = call.name in CHANGING or (call.name == "openat" and "O_CREAT" in call.arguments)
+    return is_changing and str(store) in call.arguments
 
 
 def calls(log: Path, pid: int) -> list[Call]:
