@@ -10,7 +10,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, cast
 
 import zstandard
 
@@ -172,10 +172,20 @@ def is_zstd(header: bytes) -> bool:
     return header.startswith(_ZSTD_MAGIC)
 
 
+class _Frames:
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
+
+    def read(self, size: int) -> bytes:
+        try:
+            return self._reader.read(size)
+        except zstandard.ZstdError as error:
+            raise Undecodable(f"zstd is corrupt ({error})") from error
+
+
 def unpacked(stream: IO[bytes]) -> IO[bytes]:
-    """What a stream of zstd frames holds, as a stream that is read forwards."""
-    reader: IO[bytes] = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
-    return reader
+    """What a stream of zstd frames holds, to be read forwards; reading raises Undecodable."""
+    return cast(IO[bytes], _Frames(stream))
 
 
 def _bounded(stored: bytes, limit: int) -> bytes:

@@ -155,10 +155,13 @@ class Import:
         """The list that a file holds; None where it holds none, which is noted."""
         try:
             place = sources.place_of(entry.within)
-            if place is None or entry.read is None:
+            if place is None:
                 self.imported.other_count += 1
                 if len(self.imported.other) < KEPT:
                     self.imported.other.append(entry.path)
+                return None
+            if entry.read is None:
+                self._refuse(entry.path, None, "no regular file, but a link or a device")
                 return None
             key, codec = place
             if entry.size > most_stored(self._limit):

@@ -8,6 +8,7 @@ Does not know: stores, what a valid list is.
 """
 
 import errno
+import gzip
 import os
 import stat
 import tarfile
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from io import BufferedReader
+from typing import IO, cast
 
 from tagfs.codec import CODECS, PLAIN, Codec, is_zstd, unpacked
 from tagfs.errors import SettingRefused
@@ -24,6 +26,28 @@ from tagfs.names import BASE, LIST, RepositoryKey
 LAYOUT = f"<namespace>/<name>/{LIST} or <namespace>/<name>.txt"
 
 _CODEC_OF = {LIST + codec.suffix: codec for codec in CODECS}
+
+HEADERS_LIMIT = 1 << 20
+"""Bytes of a member that says something of the next one: tarfile reads all of it into memory."""
+
+_LATEST_NS = 1 << 62
+"""Some time in 2116: what an archive says of later days no file system keeps."""
+
+_SPEAKING = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
+_ENDS = 10
+"""How often tarfile may find the end of an archive that is whole: it looks for two empty blocks, block by block."""
+
+_GZIP = b"\x1f\x8b"
+
+_DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError)
+"""What is raised where an archive is damaged, or none; some of it by accident, in tarfile."""
 
 
 class SourceCut(OSError):
@@ -40,6 +64,33 @@ class Entry:
     size: int
     mtime_ns: int
     read: Callable[[], bytes] | None
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose size can be true."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.size < 0 or (self.type in _SPEAKING and self.size > HEADERS_LIMIT):
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        member: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]  # where tarfile is meant to be extended
+        if member.size < 0:
+            raise tarfile.ReadError(f"a member of {member.size} bytes")
+        return member
+
+
+class _Ending:
+    """A stream that has an end: tarfile would read on, for ever, for a member that claims to be longer."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._ends = 0
+
+    def read(self, size: int) -> bytes:
+        part = self._stream.read(size)
+        self._ends += not part
+        if self._ends > _ENDS:
+            raise EOFError("unexpected end of data")
+        return part
 
 
 def place_of(within: str) -> tuple[RepositoryKey, Codec] | None:
@@ -117,22 +168,35 @@ def _read(path: str) -> bytes:
 
 
 def _archive(stream: BufferedReader, name: str) -> Iterator[Entry]:
-    is_packed = is_zstd(stream.peek(4))
     begun = False
     try:
-        with tarfile.open(
-            fileobj=unpacked(stream) if is_packed else stream, mode="r|" if is_packed else "r|*"
-        ) as archive:
+        ending = cast(IO[bytes], _Ending(_unpacked(stream)))
+        with tarfile.open(fileobj=ending, mode="r|*", tarinfo=_Member) as archive:
             for member in archive:
                 begun = True
                 if not member.isdir():
                     read = partial(_extract, archive, member, name) if member.isreg() else None
-                    yield Entry(member.name, member.name, member.size, round(member.mtime * 1_000_000_000), read)
+                    yield Entry(member.name, member.name, member.size, _mtime_ns(member), read)
                 archive.members = []  # type: ignore[attr-defined]  # or it keeps every header to the end
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+        while ending.read(1 << 16):
+            pass  # Check sums come last; and whoever writes the pipe is not cut off.
+    except _DAMAGE as error:
         if not begun:
             raise SettingRefused(f"{name} is neither a directory nor a tar archive ({error})") from error
         raise _cut(error, name) from error
+
+
+def _unpacked(stream: BufferedReader) -> IO[bytes]:
+    """Without zstd, which tarfile does not know, and gzip, whose check sum it does not look at."""
+    begin = stream.peek(4)
+    if is_zstd(begin):
+        return unpacked(stream)
+    return cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if begin.startswith(_GZIP) else stream
+
+
+def _mtime_ns(member: tarfile.TarInfo) -> int:
+    """When a member was changed; 1970 where that is no time."""
+    return round(max(0, min(member.mtime, _LATEST_NS / 1e9)) * 1_000_000_000) if member.mtime == member.mtime else 0
 
 
 def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes:
@@ -141,7 +205,7 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> by
         assert file is not None
         with file:
             plain = file.read()
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except _DAMAGE as error:
         raise _cut(error, name) from error
     return plain
 

@@ -1,8 +1,10 @@
 """Import: every layout and archive, what is refused and why, cut short at each call, killed in the middle."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tagfs import sources
 from tagfs.check import Check
 from tagfs.codec import GZIP, ZSTD
 from tagfs.disk import Disk
@@ -196,13 +199,87 @@ def test_what_is_no_list_is_refused_with_its_line_and_costs_the_others_nothing(t
     done = imported(tmp_path / "store", source)
     assert shown(Disk(), tmp_path / "store") == EXPECTED
     refused = {Path(one.path).parent.name: one for one in done.refused}
-    assert done.refused_count == 5
+    assert done.refused_count == 6
     for key, (_, line, reason) in bad.items():
         one = refused[key.partition("/")[2]]
         assert one.line == line
         assert reason in one.reason
     assert "truncated" in refused["torn"].reason
-    assert sorted(Path(path).name for path in done.other) == ["notes.md", "tags.txt"]
+    assert "a link" in refused["link"].reason
+    assert [Path(path).name for path in done.other] == ["notes.md"]
+
+
+def made_archive(*members: tuple[str, dict[str, str], bytes]) -> bytes:
+    """Of (name, further headers, type)."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, headers, kind in members:
+            member = tarfile.TarInfo(name)
+            member.pax_headers, member.type, member.linkname = headers, kind, "/etc/passwd"
+            member.size = len(SMALL) if kind == tarfile.REGTYPE else 0
+            tar.addfile(member, io.BytesIO(SMALL) if member.size else None)
+    return made.getvalue()
+
+
+def test_no_member_of_an_archive_leaves_the_store_or_leads_out_of_it(tmp_path: Path) -> None:
+    kinds = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE)
+    data = made_archive(
+        ("../../imagerepository/team/above/tags.txt", {}, tarfile.REGTYPE),
+        ("/team/root/tags.txt", {}, tarfile.REGTYPE),
+        ("team/../tags.txt", {}, tarfile.REGTYPE),
+        *((f"team/kind{number}/tags.txt", {}, kind) for number, kind in enumerate(kinds)),
+        ("team/whole/tags.txt", {}, tarfile.REGTYPE),
+    )
+    done = imported(tmp_path / "in" / "store", "-", data)
+    assert done.refused_count == 1 + len(kinds)
+    assert set(shown(Disk(), tmp_path / "in" / "store")) == {"team/above", "team/root", "team/whole"}
+    assert os.listdir(tmp_path) == ["in"]
+    assert os.listdir(tmp_path / "in") == ["store"]
+
+
+@pytest.mark.parametrize("mtime", ["nan", "inf", "-inf", "1e300", "1e30", "-1e12"])
+def test_a_time_that_is_none_costs_no_list(tmp_path: Path, mtime: str) -> None:
+    data = made_archive(("team/app.txt", {"mtime": mtime}, tarfile.REGTYPE), ("team/next.txt", {}, tarfile.REGTYPE))
+    assert imported(tmp_path / "store", "-", data).added == 2
+
+
+LIES = {
+    "a negative size": {"size": "-1"},
+    "a size without an end": {"size": "9" * 23},
+    "holes that are no numbers": {"GNU.sparse.map": "x,y", "GNU.sparse.size": "3"},
+    "a size that is no number": {"GNU.sparse.size": "zz"},
+    "holes that are not told": {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "3"},
+    "a header as large as memory": {"comment": "a" * (2 << 20)},
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_header_that_lies_is_told_and_what_came_before_is_there(tmp_path: Path, lie: str) -> None:
+    data = made_archive(("team/app.txt", {}, tarfile.REGTYPE), ("team/next.txt", LIES[lie], tarfile.REGTYPE))
+    with pytest.raises(SourceCut, match="damaged"):
+        imported(tmp_path / "store", "-", data)
+    assert shown(Disk(), tmp_path / "store") == {"team/app": SMALL}
+
+
+FLIPPED: dict[str, Callable[[bytes], bytes]] = {
+    "tar.gz": gzip.compress,
+    "tar.bz2": bz2.compress,
+    "tar.xz": lzma.compress,
+    "tar.zst": ZSTD.encode,
+}
+
+
+@pytest.mark.parametrize("packed", FLIPPED)
+def test_an_archive_with_a_flipped_bit_is_told(tmp_path: Path, packed: str) -> None:
+    """Also where it is in what follows the last list, as the check sum of gzip does."""
+    data = FLIPPED[packed](made_archive(*((f"team/app{number}.txt", {}, tarfile.REGTYPE) for number in range(3))))
+    for at in (len(data) // 2, len(data) - 6):
+        flipped = bytearray(data)
+        flipped[at] ^= 8
+        with pytest.raises((SourceCut, SettingRefused), match=r"damaged|neither"):
+            for entry in sources.entries("-", io.BufferedReader(io.BytesIO(flipped))):
+                assert entry.read is not None
+                entry.read()
 
 
 def test_lists_that_the_source_does_not_have_stay(tmp_path: Path) -> None:
