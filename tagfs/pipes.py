@@ -5,6 +5,9 @@ Does not know: what is written to them, what else is in a tree.
 
 The kernel keeps what is in a FIFO itself, once for each inode, and gives each byte to one reader.  So every lookup of
 the name is answered with another node, that nothing keeps: each program that opens it has a pipe of its own.
+
+inotify tells whoever watches the mount point which names are opened in it, those of this daemon too.  So a name leads
+to its pipe once: nobody can follow, and take bytes away from the program that listens.
 """
 
 import itertools
@@ -37,7 +40,7 @@ class Pipes:
         """Whether this daemon can open them; None while that is not known."""
         self._ids = itertools.count(FIRST_ID)
         self._references: dict[int, int] = {}
-        # INVARIANT: each id that has references is here once, by a name that nobody else can guess.
+        # INVARIANT: both have the same pairs; a name that nobody can guess, and that was not looked up yet.
         self._secret: dict[bytes, int] = {}
         self._names: dict[int, bytes] = {}
 
@@ -57,20 +60,22 @@ class Pipes:
             if len(self._references) >= MOST:
                 raise TooManyListeners(f"{MOST} programs listen to {NAME.decode()} already")
             id_ = next(self._ids)
-            secret = b"%s.%s" % (NAME, os.urandom(16).hex().encode())
-            self._secret[secret] = id_
-            self._names[id_] = secret
             self._references[id_] = 1
             self._asked(id_)
             return id_
-        known = self._secret.get(name)
+        known = self._secret.pop(name, None)
         if known is None:
             raise RepositoryMissing(f"{name!r} is no pipe")
+        del self._names[known]
         self._references[known] += 1
         return known
 
     def name(self, id_: int) -> bytes | None:
-        """The name by which this daemon reaches a pipe; None where the kernel has forgotten it."""
+        """The name by which this daemon reaches a pipe, once; None where the kernel has forgotten it."""
+        if id_ in self._references and id_ not in self._names:
+            secret = b"%s.%s" % (NAME, os.urandom(16).hex().encode())
+            self._secret[secret] = id_
+            self._names[id_] = secret
         return self._names.get(id_)
 
     def forget(self, id_: int, count: int) -> None:
@@ -80,7 +85,7 @@ class Pipes:
         self._references[id_] -= count
         if self._references[id_] <= 0:
             del self._references[id_]
-            del self._secret[self._names.pop(id_)]
+            self._secret.pop(self._names.pop(id_, b""), None)
 
     def __len__(self) -> int:
         return len(self._references)

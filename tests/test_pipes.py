@@ -36,6 +36,17 @@ def test_each_lookup_is_another_pipe_with_a_name_of_its_own() -> None:
     assert asked == [one, two]
 
 
+def test_a_name_leads_to_its_pipe_once() -> None:
+    table = offered()
+    id_ = table.lookup(NAME)
+    used = table.name(id_)
+    assert used is not None and table.name(id_) == used
+    table.lookup(used)
+    with pytest.raises(RepositoryMissing):
+        table.lookup(used)
+    assert table.name(id_) not in (None, used)
+
+
 def test_a_pipe_is_there_until_its_last_reference_is_taken_back() -> None:
     table = offered()
     id_ = table.lookup(NAME)
@@ -43,11 +54,13 @@ def test_a_pipe_is_there_until_its_last_reference_is_taken_back() -> None:
     assert name is not None
     table.lookup(name)
     table.forget(id_, 1)
-    assert table.name(id_) == name
+    other = table.name(id_)
+    assert other is not None
     table.forget(id_, 1)
     assert table.name(id_) is None and len(table) == 0
-    with pytest.raises(RepositoryMissing):
-        table.lookup(name)
+    for gone in (name, other):
+        with pytest.raises(RepositoryMissing):
+            table.lookup(gone)
 
 
 def test_nobody_guesses_a_pipe() -> None:

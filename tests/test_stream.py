@@ -19,7 +19,7 @@ from tagfs.names import RepositoryKey
 from tests.conftest import MakeDaemon
 from tests.support.beneath import list_file, put
 from tests.support.daemon import Daemon, eventually
-from tests.support.listening import listen, watches, write
+from tests.support.listening import Opened, listen, watches, write
 
 pytestmark = pytest.mark.mount
 
@@ -129,6 +129,18 @@ def test_18000_tags_at_once_are_one_line(mounted: Daemon) -> None:
     tags = [f"v1.2.{number}-alpine" for number in range(18_000)]
     write(mounted, APP, taglist.encode(tags))
     assert listener.expect("list.changed")["data"]["added"] == tags
+
+
+def test_who_sees_the_names_that_are_opened_takes_nothing_from_a_listener(mounted: Daemon) -> None:
+    opened = Opened(mounted.point)
+    listener = listen(mounted)
+    names = [name for name in opened.names() if name != ".changes"]
+    assert names and all(name.startswith(".changes.") for name in names)
+    for name in names:
+        with pytest.raises(FileNotFoundError):
+            os.open(mounted.point / name, os.O_RDONLY | os.O_NONBLOCK)
+    write(mounted, APP, b"v2\n")
+    listener.expect("list.changed")
 
 
 def test_nothing_is_watched_while_nobody_listens(mounted: Daemon) -> None:

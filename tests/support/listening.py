@@ -1,8 +1,10 @@
 """A program that listens to the changes of a mount, as a shell script with `cat` does."""
 
+import ctypes
 import json
 import os
 import queue
+import struct
 import threading
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,28 @@ class Listener:
             if event["type"] == PREFIX + type_:
                 return event
         raise AssertionError(f"the end came before {type_}")
+
+
+class Opened:
+    """Watches, as any program may, which names are opened in a directory."""
+
+    _IN_OPEN = 0x20
+
+    def __init__(self, directory: Path) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._inotify = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        assert libc.inotify_add_watch(self._inotify, os.fsencode(directory), self._IN_OPEN) >= 0
+
+    def names(self) -> list[str]:
+        """Those until now; watches no more."""
+        raw = os.read(self._inotify, 1 << 16)
+        os.close(self._inotify)
+        found, position = [], 0
+        while position < len(raw):
+            length = struct.unpack_from("iIII", raw, position)[3]
+            found.append(os.fsdecode(raw[position + 16 : position + 16 + length].rstrip(b"\0")))
+            position += 16 + length
+        return found
 
 
 def listen(daemon: Daemon) -> Listener:
