@@ -264,6 +264,8 @@ class Direct(Channel):
                 break
             child = look()
             if child is None:
+                # Nothing is said of it, and it takes no room: an answer without a name would be the end of the listing.
+                room += wire.record_size(name, with_entries)
                 continue
             packed = b""
             if with_entries:

@@ -135,6 +135,20 @@ def test_a_listing_goes_on_where_the_room_ended(asked: Asked) -> None:
     assert names == [b"app", *(b"app-%02d" % number for number in range(50))]
 
 
+@pytest.mark.parametrize("ask", [kernel.readdir, kernel.readdirplus])
+def test_a_listing_goes_on_behind_any_number_of_names_that_went(asked: Asked, ask: Any) -> None:
+    keys = [RepositoryKey("team", f"app-{number:02}") for number in range(50)]
+    for key in keys:
+        asked.store.replace(key, PLAIN)
+    node = asked.lookup(BASE, "team").node
+    position = kernel.records(asked.ask(ask(node, 0, 600)).body, ask is kernel.readdirplus)[-1][1]
+    for key in keys[:-1]:
+        asked.store.remove(key)
+        asked.store.remove_repository(key)
+    found = kernel.records(asked.ask(ask(node, position, 600)).body, ask is kernel.readdirplus)
+    assert [name for name, *_ in found] == [b"app-49"]
+
+
 def test_each_entry_is_one_reference_and_each_plain_name_none(asked: Asked) -> None:
     node = asked.lookup(BASE, "team").node
     before = len(asked.tree.inodes)
