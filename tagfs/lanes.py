@@ -45,6 +45,7 @@ class Lanes:
         # INVARIANT: groups that were handed to threads and have not been collected; those that syncfs is called for.
         self._under_way = 0
         self._together = 0
+        self._was_call = False
         # INVARIANT: what is in those groups.
         self.in_flight = 0
         self._is_collecting = False
@@ -67,10 +68,13 @@ class Lanes:
     def _hand_out(self) -> None:
         while self._under_way < THREADS and (self._calls or self._may_sync()):
             is_together = False
-            if self._may_sync():
+            # By turns: where each is synced by itself, writers would keep all threads from calls.
+            if self._may_sync() and not (self._calls and not self._was_call):
+                self._was_call = False
                 is_together = self._unsynced[0][0].together.is_usable
                 group: _Group = self._group() if is_together else [self._unsynced.popleft()]
             else:
+                self._was_call = True
                 group = [self._calls.popleft()]
             self._under_way += 1
             self._together += is_together

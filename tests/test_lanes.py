@@ -95,6 +95,31 @@ async def test_where_no_group_is_possible_threads_sync_side_by_side() -> None:
     assert disk.most <= THREADS
 
 
+async def test_calls_have_their_turn_beside_syncs_that_never_end() -> None:
+    disk = Gated(is_able=False)
+    disk.gate.set()
+    together = Together(disk, 3)
+    synced, at_call = 0, 0
+
+    async with trio.open_nursery() as nursery:
+        lanes = Lanes(nursery)
+
+        def again(error: Exception | None) -> None:
+            nonlocal synced
+            synced += 1
+            if not at_call and synced < 1000:
+                lanes.add(Unsynced(together, disk, (synced,)), again)
+
+        def called(error: Exception | None) -> None:
+            nonlocal at_call
+            at_call = synced + 1
+
+        for file in range(2 * THREADS):
+            lanes.add(Unsynced(together, disk, (file,)), again)
+        lanes.add(Call(lambda: None), called)
+    assert 0 < at_call < 100
+
+
 async def test_calls_go_on_while_a_group_is_synced() -> None:
     disk = Gated(is_able=True)
     ended: list[Exception | None] = []
