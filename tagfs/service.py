@@ -6,6 +6,7 @@ Does nothing where no service manager is known.
 """
 
 import itertools
+import logging
 import os
 from collections.abc import Iterator, Mapping
 
@@ -13,11 +14,14 @@ import trio
 
 from tagfs import notify
 from tagfs.channel import Channel
+from tagfs.errors import TagfsError
 from tagfs.mountpoint import Mounted
 from tagfs.names import RepositoryKey
 from tagfs.opening import Opened
 from tagfs.probe import Probe
 from tagfs.settings import MountSettings
+
+log = logging.getLogger(__name__)
 
 RECOUNT = 15 * 60.0
 """Seconds between two counts of the repositories."""
@@ -61,14 +65,19 @@ class Service:
         self._manager.tell(notify.STOPPING, notify.status(f"{self._settings.mountpoint}: ending"))
 
     async def count(self, opened: Opened) -> None:
-        """Count the repositories now and then, while their store is shown."""
+        """Count the repositories now and then, while their store is shown.  None where they cannot be counted: whoever
+        meets what is wrong there tells it."""
         while self._manager:
             keys = opened.store.scan()
             count = 0
-            while batch := await trio.to_thread.run_sync(_counted, keys):
-                count += batch
-                await trio.sleep(COUNT_PAUSE)
-            self._count = count
+            try:
+                while batch := await trio.to_thread.run_sync(_counted, keys):
+                    count += batch
+                    await trio.sleep(COUNT_PAUSE)
+                self._count = count
+            except (TagfsError, OSError) as error:
+                log.info("%s: its repositories were not counted: %s", self._settings.store, error)
+                self._count = None
             self._manager.tell(self._status())
             await trio.sleep(RECOUNT)
 

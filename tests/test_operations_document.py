@@ -19,6 +19,7 @@ SPOKEN_ELSEWHERE = {
     ("errnos", "%s"): "a damaged list, an uncertain commit, a refused store, or `the disk failed`",
     ("mount", "%s"): "why the mount waits for its store",
     ("session", "%s"): "why it cannot be unmounted",
+    ("supervisor", "%s"): "why it cannot be unmounted",
 }
 """Messages whose words are those of an error; the document tells of them as the value says."""
 

@@ -74,6 +74,26 @@ def test_its_status_counts(daemons: MakeDaemon, manager: Manager) -> None:
     manager.await_(lambda line: line.endswith("; 3 repositories"))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make what another user cannot read")
+def test_what_cannot_be_counted_does_not_end_the_mount(daemons: MakeDaemon, manager: Manager) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        lists = base / "store" / "imagerepository"
+        for namespace in ("open", "shut"):
+            (lists / namespace / "app").mkdir(parents=True)
+            (lists / namespace / "app" / "tags.txt").write_text("v1\n")
+        (base / "store" / ".storage-version").write_text("3\n")
+        base.chmod(0o755)
+        (lists / "shut").chmod(0)
+        os.chmod(manager.path, 0o777)
+        os.chmod(os.path.dirname(manager.path), 0o755)
+        flags = ("--read-only", "--drop-privileges", "--allow-other")
+        daemon = started(daemons(*flags, store=base / "store", point=base / "point", start=False), manager)
+        daemon.await_message("its repositories were not counted: .*Permission denied")
+        assert (daemon.point / "imagerepository" / "open" / "app" / "tags.txt").read_text() == "v1\n"
+        assert daemon.stop() == 0
+
+
 def test_a_mount_that_waits_is_ready_and_says_for_what(daemons: MakeDaemon, manager: Manager, tmp_path: Path) -> None:
     daemon = daemons("--read-only", start=False, expected=("is not there yet",))
     daemon.environment = {notify.SOCKET: manager.path, notify.WATCHDOG_TIME: "3000000"}
