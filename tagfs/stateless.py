@@ -35,10 +35,13 @@ _AFTER_LIST = 1
 """The position after the only name of a repository, which no listing has."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Listing:
+    """`readers` have begun it and not come to its end."""
+
     directory: int
     names: list[bytes]
+    readers: int = 1
 
 
 class StatelessTree(Tree):
@@ -92,12 +95,13 @@ class StatelessTree(Tree):
         number, place = position >> _SHIFT, position & (1 << _SHIFT) - 1
         listing = self._listings.get(number)
         if place == 0 or listing is None or listing.directory != id_:
-            names = self._names(directory)
-            number = self._keep(_Listing(id_, names))
-        else:
-            names = listing.names
+            number = self._begin(id_, self._names(directory))
+            listing = self._listings[number]
+        names = listing.names
         if place >= len(names):
-            self._listings.pop(number, None)  # read to its end; who seeks back has it listed anew
+            listing.readers -= 1
+            if listing.readers <= 0:
+                del self._listings[number]  # read to its end; who seeks back has it listed anew
         look = self._listed_directory if directory.path else self._listed_at_top
         for index in range(place, len(names)):
             yield number << _SHIFT | index + 1, names[index], partial(look, directory.path, names[index])
@@ -127,9 +131,17 @@ class StatelessTree(Tree):
         self.inodes.remember(node)
         return self._attributes(node, 0)
 
-    def _keep(self, listing: _Listing) -> int:
-        number = next(self._numbers)
-        self._listings[number] = listing
+    def _begin(self, directory: int, names: list[bytes]) -> int:
+        """The number of a listing: of one that is kept where that has the same names, so that who begins many and ends
+        none takes no more memory."""
+        for number, known in self._listings.items():
+            if known.directory == directory and known.names == names:
+                known.readers += 1
+                return number
+        if len(self._listings) >= _LISTINGS:
+            del self._listings[next(iter(self._listings))]
+        number = next(number for number in self._numbers if number not in self._listings)
+        self._listings[number] = _Listing(directory, names)
         return number
 
     # -- reading
@@ -169,7 +181,6 @@ class StatelessTree(Tree):
         """Let go of bytes that are only kept because they might be asked for soon."""
         self._parts.clear()
         self._pins.unload()
-        self._listings.clear()
 
     def close(self) -> None:
         """Let go of all, when nobody asks any more."""

@@ -301,6 +301,32 @@ def test_a_listing_that_is_no_longer_kept_is_continued_in_a_new_one(tree: Statel
     assert names + listed(tree, id_, position)[0] == ["app", *(f"other-{number}" for number in range(5))]
 
 
+@pytest.mark.parametrize("meanwhile", ["a pause", "many listings"])
+def test_a_name_that_goes_hides_no_other_from_who_lists_slowly(
+    tree: StatelessTree, store: DirectoryStore, meanwhile: str
+) -> None:
+    others(tree, store, 5)
+    id_ = directory(tree, BASE, "team")
+    names, position = listed(tree, id_, at_most=3)
+    if meanwhile == "a pause":
+        tree.rest()
+    for number in range(200 if meanwhile == "many listings" else 0):
+        store.make_namespace(f"namespace-{number}")
+        other = directory(tree, BASE, f"namespace-{number}")
+        assert listed(tree, other, listed(tree, other)[1]) == ([], 0)
+    store.remove(KEY)
+    store.remove_repository(KEY)
+    assert names + listed(tree, id_, position)[0] == ["app", *(f"other-{number}" for number in range(5))]
+
+
+def test_who_begins_listings_and_ends_none_takes_the_memory_of_one(tree: StatelessTree, store: DirectoryStore) -> None:
+    others(tree, store, 5)
+    id_ = directory(tree, BASE, "team")
+    for _ in range(100):
+        listed(tree, id_, at_most=2)
+    assert len(tree._listings) == 1
+
+
 def test_many_listings_at_once_stay_bounded(tree: StatelessTree, store: DirectoryStore) -> None:
     others(tree, store, 5)
     id_ = directory(tree, BASE, "team")
