@@ -15,6 +15,9 @@ from tagfs.errors import MountRefused
 NOBODY = 65534
 """What `nobody` is where nothing else is known: in an image without accounts."""
 
+LAST_ID = (1 << 32) - 2
+"""The one after it is -1, which tells setresuid(2) to change nothing."""
+
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _CAPABILITY_VERSION = 0x20080522
@@ -50,6 +53,8 @@ def account(name: str | None) -> Account:
         if known is None:
             raise MountRefused(f"there is no user {name} on this machine, who could serve without privileges")
         found = known
+    if max(found.uid, found.gid) > LAST_ID:
+        raise MountRefused(f"{name}: ids are at most {LAST_ID}")
     if found.uid == 0:
         raise MountRefused("root does not serve without privileges: name another user (--drop-user)")
     if own.uid != 0 and found != own:

@@ -193,7 +193,7 @@ class _Supervisor:
         try:
             code, sentence = json.loads(line)
             sentence = "".join(sign if sign.isprintable() else "?" for sign in str(sentence))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             return
         if code is None:
             mountpoint.allow_background(self._point)
@@ -209,7 +209,7 @@ class _Supervisor:
         if self._failure is not None:
             raise ServerFailed(*self._failure)
         if status < 0:
-            how = f"was killed ({signal.Signals(-status).name})"
+            how = f"was killed ({_name_of(-status)})"
         else:
             how = f"ended with {status}"
         raise ServerFailed(1, f"{self._point}: the process that served it {how}{'; unmounted' if stayed else ''}")
@@ -239,12 +239,30 @@ class _Supervisor:
             return
         self._look_at = time.monotonic() + self._look_every
         if self._looking is None:
-            process = os.fork()
-            if process == 0:
-                _ask(self._point)
-            pidfd = os.pidfd_open(process)
-            self._looking = process, pidfd
-            poll.register(pidfd, select.POLLIN)
+            try:
+                self._looking = _asking(self._point)
+            except OSError as error:
+                # No processes or descriptors are left now; the server is none the worse.
+                log.warning("%s: cannot be looked at: %s", self._point, error)
+                return
+            poll.register(self._looking[1], select.POLLIN)
+
+
+def _asking(point: str) -> tuple[int, int]:
+    """Process and pidfd of a child that asks; OSError."""
+    # It keeps them blocked: else the number of a signal that it is sent would get into our pipe.
+    was = signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDING, *PASSED_ON})
+    try:
+        process = os.fork()
+        if process == 0:
+            _ask(point)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, was)
+    try:
+        return process, os.pidfd_open(process)
+    except OSError:
+        os.kill(process, signal.SIGKILL)
+        raise
 
 
 def _ask(point: str) -> NoReturn:
@@ -312,6 +330,13 @@ def _serve(
         log.debug("the server failed", exc_info=error)
     finally:
         os._exit(code)
+
+
+def _name_of(signum: int) -> str:
+    try:
+        return signal.Signals(signum).name
+    except ValueError:  # most of the real-time signals have none
+        return f"signal {signum}"
 
 
 def _unmount(point: str) -> bool:

@@ -1,6 +1,7 @@
 """Supervisor: one process mounts, another one without any privilege serves, and neither leaves a mount that hangs."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tagfs import device, mountpoint, notify, privileges, supervisor
-from tagfs.errors import MountRefused
+from tagfs.errors import MountRefused, ServerFailed
 from tests.conftest import MakeDaemon
 from tests.support.daemon import PATIENCE, Daemon, eventually
 
@@ -317,6 +318,7 @@ def test_what_the_server_says_is_only_said(tmp_path: Path) -> None:
         b'{"code": 1}',
         b"[null]",
         b"\xff\xfe",
+        b"[" * 5000,
         b"x" * (2 * supervisor.LINE_LIMIT),
     ]
     for order in (lines, lines[::-1]):
@@ -335,6 +337,13 @@ def test_what_the_server_says_is_only_said(tmp_path: Path) -> None:
         assert one._failure == (3, "why?")
 
 
+def test_whatever_signal_the_server_was_killed_by_is_told(tmp_path: Path) -> None:
+    one = supervisor._Supervisor(str(tmp_path), supervisor._Server(0, -1, -1), print, -1, {})
+    for signum, name in ((signal.SIGSEGV, "SIGSEGV"), (signal.SIGRTMIN + 1, f"signal {signal.SIGRTMIN + 1}")):
+        with pytest.raises(ServerFailed, match=rf"was killed \({name}\)"):
+            one._judge(-signum)
+
+
 # -- whom to become
 
 
@@ -344,6 +353,9 @@ def test_who_can_serve() -> None:
     assert privileges.account("7:8") == privileges.Account(7, 8)
     for name in ("root", "0", "0:7"):
         with pytest.raises(MountRefused, match="root does not serve"):
+            privileges.account(name)
+    for name in ("4294967295", "7:4294967295", "99999999999"):
+        with pytest.raises(MountRefused, match="ids are at most"):
             privileges.account(name)
     with pytest.raises(MountRefused, match="there is no user nobody-here"):
         privileges.account("nobody-here")
@@ -383,11 +395,27 @@ def test_the_watchdog_hears_of_a_mount_that_answers_and_of_no_other(make: MakeDa
         with pytest.raises(TimeoutError):
             while not alive():
                 pass
+        # What is sent to a child that looks is not for the supervisor.
+        for child in children.read_text().split():
+            if int(child) != server:
+                os.kill(int(child), signal.SIGTERM)
     finally:
         os.kill(server, signal.SIGCONT)
     manager.settimeout(PATIENCE)
     while not alive():
         pass
+    assert daemon.stop() == 0
+
+
+def test_a_mount_that_cannot_be_looked_at_is_served_all_the_same(make: MakeDaemon, manager: socket.socket) -> None:
+    daemon = make(start=False, expected=("cannot be looked at: .*Too many open files",))
+    daemon.environment = {notify.SOCKET: manager.getsockname(), notify.WATCHDOG_TIME: "300000"}
+    daemon.start()
+    limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    daemon.await_message("cannot be looked at")
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
+    daemon.make("app").write_text("v1\n")
     assert daemon.stop() == 0
 
 
