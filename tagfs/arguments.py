@@ -102,7 +102,7 @@ wiped; what nobody could tell is said to be missed. --json prints the events tha
 examples:
   tagfs watch /mnt/tags
   tagfs watch --namespace team-a /var/lib/tags
-  tagfs watch --json /mnt/tags | jq -r 'select(.data.added != []) | .subject'"""
+  tagfs watch --json /mnt/tags | jq -r 'select(.subject and .data.added != []) | .subject'"""
 
 _DOCTOR = """\
 Looks at this machine, or pod, and at a store and a mount point where they are named, and changes nothing. What is

@@ -225,18 +225,20 @@ def test_an_instance_without_settings_does_not_start(machine: Machine) -> None:
 
 @pytest.mark.mount
 @pytest.mark.slow
-def test_a_sweep_runs_beside_no_mount(machine: Machine, service: str) -> None:
+def test_a_sweep_runs_beside_a_read_only_mount(machine: Machine, service: str) -> None:
     put(machine, "v1\\n")
-    machine.run("systemctl", "stop", service)
+    machine.path("/etc/tagfs/web.env").write_text("TAGFS_READ_ONLY=1\n")
+    machine.run("systemctl", "restart", service)
     machine.run("mkdir", "-p", "/srv/manifests")
     manifest = (
         "apiVersion: image.toolkit.fluxcd.io/v1\nkind: ImageRepository\nmetadata: {name: other, namespace: team}\n"
     )
     machine.path("/srv/manifests/one.yaml").write_text(manifest)
-    machine.path("/etc/tagfs/web.env").write_text("TAGFS_INVENTORY=manifests:/srv/manifests\n")
+    machine.path("/etc/tagfs/web.sweep.env").write_text("TAGFS_INVENTORY=manifests:/srv/manifests\n")
     machine.run("systemctl", "start", "tagfs-sweep@web.service")
     assert machine.show("tagfs-sweep@web.service", "Result") == "success"
     assert machine.run("find", "/var/lib/tagfs/web", "-name", "tags.txt*") == ""
+    assert machine.show(service, "ActiveState") == "active"
 
 
 @pytest.mark.mount
