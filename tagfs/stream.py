@@ -77,6 +77,7 @@ class Stream:
         # INVARIANT: whether `past` is what all listeners were told.
         self._was_ready = False
         self._unwatched = 0
+        self._is_closed = False
         self._listeners: set[Listener] = set()
         self._news = trio.Event()
         self._is_following = trio.Lock()
@@ -88,8 +89,9 @@ class Stream:
         """Offer pipes at a mount point.  A daemon that may not enter its own mount, because other users may not and it
         has become another, offers none: who opened one would wait for ever."""
         self._point = point
-        self.pipes.is_offered = await trio.to_thread.run_sync(_is_reachable, point, abandon_on_cancel=True)
-        if not self.pipes.is_offered:
+        is_reachable = await trio.to_thread.run_sync(_is_reachable, point, abandon_on_cancel=True)
+        self.pipes.is_offered = is_reachable and not self._is_closed
+        if not is_reachable:
             log.info("%s: no %s, uid %d may not enter it: mount with --allow-other", point, NAME.decode(), os.geteuid())
 
     async def run(self) -> None:
@@ -122,7 +124,10 @@ class Stream:
                 self._tell([self._lines.waiting(reason)])
 
     def close(self) -> None:
-        """Let every listener come to the end of its file, so that it may let go of the mount."""
+        """Let every listener come to the end of its file, so that it may let go of the mount.  Who comes later, by a
+        file that is still open, is told that there is no stream, and does not wait for a writer for ever."""
+        self._is_closed = True
+        self.pipes.is_offered = False
         self._shown = None
         self._following.cancel()
         if self._nursery is not None:

@@ -201,6 +201,18 @@ def test_the_end_of_the_mount_is_the_end_of_the_file(mounted: Daemon) -> None:
     assert listener.next() is None
 
 
+def test_who_comes_when_the_mount_ends_does_not_wait_for_ever(mounted: Daemon) -> None:
+    above = os.open(mounted.point, os.O_RDONLY)
+    try:
+        os.kill(mounted.pid, signal.SIGTERM)
+        eventually(lambda: not os.path.ismount(mounted.point), "it is out of sight, and busy")
+        with pytest.raises(FileNotFoundError):
+            os.open(".changes", os.O_RDONLY | os.O_NONBLOCK, dir_fd=above)
+    finally:
+        os.close(above)
+    assert mounted.wait() == 0
+
+
 def test_a_mount_out_of_sight_is_the_end_of_the_file(mounted: Daemon) -> None:
     """Else whoever listens would keep it alive, and be told of a mount that nobody can reach."""
     listener = listen(mounted)
