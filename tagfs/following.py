@@ -79,6 +79,7 @@ class Following:
         self._stale_namespaces: set[str] = set()
         self._stale: dict[RepositoryKey, None] = {}
         self._unwatched: set[tuple[str, ...]] = set()
+        self._unlisted: set[str] = set()
 
     async def run(self) -> None:
         changes = watched(self._store.opened, self._store.root)
@@ -128,6 +129,8 @@ class Following:
             await trio.sleep(LOOK_AGAIN)
             for path in self._unwatched:
                 self._note(Change(path[:-1], path[-1]) if path else Change(None, BASE))
+            for namespace in self._unlisted:
+                self._note(Change((), namespace))
 
     # -- looking
 
@@ -165,6 +168,15 @@ class Following:
             names = await trio.to_thread.run_sync(self._store.repositories, namespace)
         except RepositoryMissing:
             names = []
+            self._unlisted.discard(namespace)
+        except OSError as error:
+            # It must not end what is told of its neighbours; it is looked at again.
+            if namespace not in self._unlisted:
+                log.error("%s cannot be listed, what comes into it is not told: %s", namespace, error)
+            self._unlisted.add(namespace)
+            names = []
+        else:
+            self._unlisted.discard(namespace)
         for key in self._past:
             if key.namespace == namespace:
                 self._stale[key] = None

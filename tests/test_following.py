@@ -1,5 +1,7 @@
 """Every change of a store is told, each with what it did."""
 
+import errno
+import os
 import random
 import shutil
 from collections.abc import AsyncIterator
@@ -12,6 +14,7 @@ import trio.testing
 
 from tagfs import changes, events, following, taglist
 from tagfs.changes import Change, Unwatched
+from tagfs.disk import Disk
 from tagfs.errors import StoreWaiting
 from tagfs.events import Difference
 from tagfs.following import Following, Told
@@ -26,9 +29,15 @@ APP, WEB = RepositoryKey("team", "app"), RepositoryKey("other", "web")
 class Follower:
     """Follows the store at a path; `next` is what it is told next."""
 
-    def __init__(self, path: Path, past: Past | None = None, namespaces: frozenset[str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        past: Past | None = None,
+        namespaces: frozenset[str] | None = None,
+        disk: Disk | None = None,
+    ) -> None:
         self.path = path
-        self.store = directory_store(path)
+        self.store = directory_store(path, disk)
         self.past = Past() if past is None else past
         self._send, self._receive = trio.open_memory_channel[tuple[RepositoryKey, Difference]](1000)
         self.ready = trio.Event()
@@ -66,10 +75,10 @@ class Follower:
 
 @asynccontextmanager
 async def followed(
-    path: Path, past: Past | None = None, namespaces: frozenset[str] | None = None
+    path: Path, past: Past | None = None, namespaces: frozenset[str] | None = None, disk: Disk | None = None
 ) -> AsyncIterator[Follower]:
     path.mkdir(exist_ok=True)
-    follower = Follower(path, past, namespaces)
+    follower = Follower(path, past, namespaces, disk)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(follower.following.run)
@@ -177,6 +186,29 @@ async def test_what_inotify_lost_is_found_by_looking_at_all(tmp_path: Path, monk
         follower.following._note(Change(None, "", is_lost=True))
         told = dict([await follower.next(), await follower.next()])
         assert {key: one.type for key, one in told.items()} == {APP: events.CHANGED, WEB: events.CREATED}
+
+
+async def test_a_namespace_that_cannot_be_listed_is_looked_at_again_and_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(following, "LOOK_AGAIN", 0.02)
+    put(tmp_path, APP, b"v1\n")
+    put(tmp_path, WEB, b"w1\n")
+    (tmp_path / ".storage-version").write_text("3\n")
+    is_closed = True
+
+    class Closed(Disk):
+        def names(self, directory: int) -> list[tuple[str, bool]]:
+            if is_closed and os.readlink(f"/proc/self/fd/{directory}").endswith(f"/{WEB.namespace}"):
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return super().names(directory)
+
+    async with followed(tmp_path, disk=Closed()) as follower:
+        put(tmp_path, APP, b"v2\n")
+        await follower.expect(APP, events.CHANGED)
+        is_closed = False
+        await follower.expect(WEB, events.CREATED)
+    assert caplog.text.count("other cannot be listed") == 1
 
 
 async def test_without_watches_it_looks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
