@@ -161,7 +161,8 @@ class Exposition:
             if figure is not None:
                 labelled: Mapping[tuple[str, ...], Figure] = figure if isinstance(figure, Mapping) else {(): figure}
                 lines += _family(NAMES[name], labelled)
-        return "\n".join([*lines, ""]).encode()
+        # A path may be no UTF-8.
+        return "\n".join([*lines, ""]).encode(errors="replace")
 
 
 def _family(metric: Description, figures: Mapping[tuple[str, ...], Figure]) -> Iterator[str]:

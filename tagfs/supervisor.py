@@ -120,6 +120,7 @@ class _Supervisor:
         self._announce = announce
         self._woken = woken
         self._was_told_to_end = False
+        self._was_announced = False
         self._said = b""
         self._failure: tuple[int, str] | None = None
         self._manager = notify.ServiceManager(environment)
@@ -196,6 +197,7 @@ class _Supervisor:
         except (TypeError, ValueError, RecursionError):
             return
         if code is None:
+            self._was_announced = True
             mountpoint.allow_background(self._point)
             self._announce(sentence)
         elif type(code) is int and 0 < code < 256:
@@ -204,7 +206,8 @@ class _Supervisor:
     def _judge(self, status: int) -> None:
         """The server has ended."""
         stayed = _clear(self._point)
-        if status == 0:
+        # Whoever is told to end while it starts finds the mount gone.
+        if status == 0 or (self._was_told_to_end and not self._was_announced):
             return
         if self._failure is not None:
             raise ServerFailed(*self._failure)

@@ -73,6 +73,11 @@ def test_what_is_not_known_is_absent_and_not_zero() -> None:
     assert "tagfs_tags" not in text_of({"tagfs_tags": None, "tagfs_lists": 3})
 
 
+def test_a_path_that_is_no_utf_8_is_told_as_far_as_it_is() -> None:
+    exposition = Exposition(lambda: {"tagfs_mount_info": {("/st\udcffore", "/mnt", "ro"): 1}})
+    assert b'store="/st?ore"' in exposition.text()
+
+
 def test_a_figure_without_a_metric_is_a_defect() -> None:
     with pytest.raises(KeyError, match="tagfs_nothing"):
         text_of({"tagfs_nothing": 1})

@@ -133,6 +133,20 @@ def test_a_busy_mount_ends_too(make: MakeDaemon) -> None:
     close_dead(held)
 
 
+def test_who_is_told_to_end_while_it_starts_has_not_failed(make: MakeDaemon) -> None:
+    daemon = make(start=False)
+    daemon.start(wait=False)
+    server = server_of(daemon)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        os.kill(daemon.pid, signal.SIGTERM)
+        eventually(lambda: mountpoint.mounted_at(str(daemon.point)) is None, "it is unmounted")
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert daemon.wait() == 0
+    assert daemon.messages() == []
+
+
 def test_ctrl_c_reaches_the_supervisor_alone(make: MakeDaemon) -> None:
     daemon = make()
     assert os.getsid(server_of(daemon)) != os.getsid(daemon.pid)
