@@ -44,6 +44,11 @@ _ODD = 255
 """In place of a codec: the version has something that a row has no place for."""
 
 
+def row_of(id_: int) -> int:
+    """The row that a node id was made for: no two nodes have it at once, but for versions that were superseded."""
+    return id_ & _ROW_MASK
+
+
 class _Namespace:
     """`rows` are those of its repositories, by name."""
 

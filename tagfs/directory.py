@@ -58,6 +58,10 @@ class DirectoryStore(Directories):
         self._require_current()
         raise ListMissing(f"{key} has no list")
 
+    def adopt(self, key: RepositoryKey, version: Version, descriptor: int, was_read: bool) -> Snapshot:
+        path = f"{key.directory}/{LIST}{version.codec.suffix}"
+        return PinnedFile.adopted(self.disk, descriptor, version, path, self.policy.list_limit, was_read)
+
     def is_stored_as(self, key: RepositoryKey, plain: bytes) -> bool:
         return done(self.confirmation(key, plain))
 

@@ -49,10 +49,6 @@ LOOK_AGAIN = 0.25
 LOOKED_UP = 16
 """Versions that a read-only mount keeps open after they were looked up; programs open within milliseconds."""
 
-PINS = 1024
-"""Versions that a read-only mount keeps open as long as the kernel remembers them, where it is not told what programs
-open: 1.5 KiB of kernel memory each."""
-
 TIDIED_AT_ONCE = 64
 """Repositories that the tidying looks at before it lets readers go first."""
 
@@ -374,8 +370,9 @@ def _channel(settings: MountSettings, commits: Commits) -> Channel:
 
 
 def _room_for_pins() -> int:
-    """Of the descriptors that this process may have, the share for versions that somebody may have open."""
-    return min(PINS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+    """Of the descriptors that this process may have, the share for versions that the kernel knows, which somebody may
+    have open.  Each holds 1.5 KiB of kernel memory, its inode among it."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 3 // 4
 
 
 def _told(policy: Policy) -> str:

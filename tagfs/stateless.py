@@ -5,17 +5,19 @@ Does not know: errnos, trio, how requests look.
 Invariant: all bytes of a node are of one version; where that one is not to be had any more, an error.
 """
 
+import errno
 import itertools
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from tagfs.errors import ListMissing, NotPermitted, RepositoryMissing, VersionGone
 from tagfs.inodes import ROOT_ID, DirectoryNode, ListNode, Node, SentinelNode
 from tagfs.names import LIST, RepositoryKey
 from tagfs.pins import Parts, Pins
-from tagfs.store import Store
+from tagfs.store import Snapshot, Store
 from tagfs.tree import LIST_NAME, PRESENTED_VERSION, Attributes, Tree, View
 
 PARTS_LIMIT = 8 << 20
@@ -35,6 +37,9 @@ _AFTER_LIST = 1
 """The position after the only name of a repository, which no listing has."""
 
 
+_T = TypeVar("_T")
+
+
 @dataclass(slots=True)
 class _Listing:
     """`readers` have begun it and not come to its end."""
@@ -48,12 +53,13 @@ class StatelessTree(Tree):
     """The tree of a read-only mount whose kernel sends neither OPEN nor OPENDIR.
 
     Args:
-        pins: how many versions stay open; a version beyond is opened again by its name while it is still there.
+        pins: how many versions stay open; a version beyond is opened again by its name while it is still there.  Fewer
+            do where descriptors run out.
     """
 
     def __init__(self, store: Store, view: View | None, pins: int) -> None:
         super().__init__(store, view)
-        self._pins = Pins(pins)
+        self._pins = Pins(pins, self._revived)
         self._parts = Parts(PARTS_LIMIT)
         self._listings: dict[int, _Listing] = {}
         self._numbers = itertools.cycle(range(1, _LISTINGS + 1))
@@ -64,7 +70,7 @@ class StatelessTree(Tree):
         if name != LIST_NAME:
             raise ListMissing(f"{key} shows nothing but {LIST}")
         self._watch((key.namespace, key.name))
-        snapshot = self.store.open(key, AHEAD)
+        snapshot = self._with_room(partial(self.store.open, key, AHEAD))
         node = self.inodes.version(key, snapshot.version)
         self._pins.add(node.id, snapshot)
         return node
@@ -168,7 +174,7 @@ class StatelessTree(Tree):
         if not isinstance(node, ListNode):
             raise NotPermitted(f"node {id_} cannot be read")
         try:
-            snapshot = self.store.open(node.key, AHEAD)
+            snapshot = self._with_room(partial(self.store.open, node.key, AHEAD))
         except (ListMissing, RepositoryMissing):
             raise VersionGone(f"{node.key} was removed") from None
         if node.version is None or snapshot.version.identity != node.version.identity:
@@ -176,6 +182,31 @@ class StatelessTree(Tree):
             raise VersionGone(f"{node.key} was replaced")
         self._pins.add(id_, snapshot)
         return snapshot.decode()
+
+    def _revived(self, id_: int, descriptor: int, was_read: bool) -> Snapshot:
+        """What was kept open of a node, to be read."""
+        node = self.inodes.get(id_)
+        assert isinstance(node, ListNode) and node.version is not None
+        return self.store.adopt(node.key, node.version, descriptor, was_read)
+
+    # -- descriptors
+
+    def _mtime_ns(self, path: tuple[str, ...]) -> int:
+        return self._with_room(partial(super()._mtime_ns, path))
+
+    def _names(self, node: DirectoryNode) -> list[bytes]:
+        return self._with_room(partial(super()._names, node))
+
+    def _with_room(self, look: Callable[[], _T]) -> _T:
+        """What a look at the store finds; where descriptors have run out, fewer versions stay open for it."""
+        while True:
+            try:
+                return look()
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._pins.spare():
+                    raise
+
+    # -- the end
 
     def rest(self) -> None:
         """Let go of bytes that are only kept because they might be asked for soon."""

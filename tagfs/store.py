@@ -61,6 +61,11 @@ class Snapshot(ABC):
     def unload(self) -> None:
         """Let go of stored bytes that were read ahead."""
 
+    def surrender(self) -> tuple[int, bool] | None:
+        """Give away the descriptor that pins the version, and whether `decode` has used it: `Store.adopt` makes a
+        snapshot of them again.  None: something else pins it, and the snapshot stays as it is."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Let go of what pins the version; closing twice is no error."""
@@ -123,6 +128,10 @@ class Store(ABC):
     def open(self, key: RepositoryKey, ahead: int = 0) -> Snapshot:
         """Pin the current version of a list, and read its stored bytes at once where they are at most `ahead`;
         ListMissing where there is none."""
+
+    def adopt(self, key: RepositoryKey, version: Version, descriptor: int, was_read: bool) -> Snapshot:
+        """The snapshot that surrendered this descriptor; `version` is its version.  The descriptor belongs to it."""
+        raise NotImplementedError("no snapshot of this store surrenders a descriptor")
 
     @abstractmethod
     def stage(self, key: RepositoryKey, plain: bytes) -> Stage:

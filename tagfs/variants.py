@@ -90,7 +90,7 @@ class PinnedFile(Snapshot):
         ahead: stored bytes, at most, that are read at once with the header and kept for the first reader.
     """
 
-    __slots__ = ("_ahead", "_content", "_disk", "_file", "_first_mtime_ns", "_limit", "_path", "version")
+    __slots__ = ("_ahead", "_content", "_disk", "_file", "_first_mtime_ns", "_limit", "_path", "_was_read", "version")
 
     def __init__(
         self, disk: Disk, directory: int, variant: Variant, path: str, list_limit: int, ahead: int = 0
@@ -104,6 +104,7 @@ class PinnedFile(Snapshot):
         self._ahead: bytes | None = None
         self._file: int | None = None
         self._first_mtime_ns: int | None = None
+        self._was_read = False
         status, fault = variant.status, None
         try:
             self._file = disk.open_file(directory, variant.name)
@@ -117,6 +118,23 @@ class PinnedFile(Snapshot):
             # Nobody asks for bytes that are not there by their size: it must not look like an empty list.
             fault, size = _reason(error), max(1, status.st_size)
         self.version = version_of(variant.codec, size, status, fault)
+
+    @classmethod
+    def adopted(
+        cls, disk: Disk, file: int, version: Version, path: str, list_limit: int, was_read: bool
+    ) -> "PinnedFile":
+        """The one that surrendered the descriptor `file`."""
+        pinned = cls.__new__(cls)
+        pinned._disk = disk
+        pinned._path = path
+        pinned._limit = list_limit
+        pinned._content = None
+        pinned._ahead = None
+        pinned._file = file
+        pinned._first_mtime_ns = version.mtime_ns if was_read else None
+        pinned._was_read = was_read
+        pinned.version = version
+        return pinned
 
     def _promised_size(self, codec: Codec, status: FileStatus, ahead: int) -> int:
         assert self._file is not None
@@ -148,6 +166,7 @@ class PinnedFile(Snapshot):
 
     def decode(self) -> bytes:
         content = self._decoded()
+        self._was_read = True
         if self.version.codec is PLAIN:  # the others have a checksum
             assert self._file is not None
             mtime_ns = self._disk.stat_open(self._file).st_mtime_ns
@@ -174,6 +193,13 @@ class PinnedFile(Snapshot):
 
     def unload(self) -> None:
         self._ahead = None
+
+    def surrender(self) -> tuple[int, bool] | None:
+        # Touched before it was read first: what it must be compared with is known here alone.
+        if self._file is None or self._first_mtime_ns not in (None, self.version.mtime_ns):
+            return None
+        file, self._file, self._ahead = self._file, None, None
+        return file, self._was_read
 
     def close(self) -> None:
         self._ahead = None

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,6 +165,82 @@ def test_a_plain_list_that_is_changed_in_place_is_an_error_after_its_first_bytes
     tree.rest()
     with pytest.raises(VersionGone, match="in place"):
         tree.read_node(id_, 200, 100)
+
+
+@pytest.fixture
+def wide(store: DirectoryStore) -> Iterator[StatelessTree]:
+    """A tree that keeps every version open, whatever it was."""
+    one = StatelessTree(store, View(None, lambda path: True), 1 << 20)
+    yield one
+    one.close()
+
+
+@pytest.mark.parametrize("suffix", ["", ".zst"])
+def test_every_version_stays_readable_while_descriptors_last(
+    wide: StatelessTree, store: DirectoryStore, path: Path, suffix: str
+) -> None:
+    keys = [RepositoryKey("team", f"many-{number}") for number in range(100)]
+    ids: dict[int, bytes] = {}
+    for generation in range(3):
+        for number, key in enumerate(keys):
+            plain = LONG + b"%d-%d\n" % (generation, number)
+            put(path, key, plain)
+            if suffix:
+                list_file(path, key).unlink()
+                list_file(path, key, suffix).write_bytes(codec.ZSTD.encode(plain))
+            ids[look(wide, key).id] = plain
+    for key in keys[:50]:
+        store.remove(key)
+    for _ in range(2):
+        assert {id_: read(wide, id_, 1000) for id_ in ids} == ids
+        wide.rest()
+    for id_ in ids:
+        wide.forget([(id_, 1)])
+    assert len(wide._pins) == 0
+
+
+def test_a_plain_list_that_was_read_and_is_then_changed_in_place_is_an_error(wide: StatelessTree, path: Path) -> None:
+    put(path, KEY, LONG)
+    file = list_file(path, KEY)
+    id_ = look(wide).id
+    assert read(wide, id_) == LONG
+    before = file.stat()
+    file.write_bytes(LONG.replace(b"v", b"w"))
+    os.utime(file, ns=(before.st_mtime_ns, before.st_mtime_ns + 1))
+    wide.rest()
+    for _ in range(2):
+        with pytest.raises(VersionGone, match="in place"):
+            wide.read_node(id_, 0, 100)
+
+
+def test_a_plain_list_whose_time_was_set_before_it_was_read_is_read_and_kept(wide: StatelessTree, path: Path) -> None:
+    put(path, KEY, LONG)
+    id_ = look(wide).id
+    wide.rest()
+    os.utime(list_file(path, KEY), ns=(1, 1))
+    assert read(wide, id_) == LONG
+    put(path, KEY, b"new\n")
+    wide.rest()
+    assert read(wide, id_) == LONG
+    wide.forget([(id_, 1)])
+    assert len(wide._pins) == 0
+
+
+def test_where_descriptors_run_out_fewer_versions_stay_open_and_nothing_fails(
+    wide: StatelessTree, store: DirectoryStore
+) -> None:
+    keys = [RepositoryKey("team", f"many-{number}") for number in range(100)]
+    for key in keys:
+        store.replace(key, LONG)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_descriptors() + 20, hard))
+    try:
+        ids = [look(wide, key).id for key in keys]
+        assert 1 < len(wide._pins) < 20
+        assert len(listed(wide, directory(wide, BASE, "team"))[0]) == 101
+        assert all(read(wide, id_) == LONG for id_ in ids)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_what_was_read_ahead_is_read_again_where_it_was_let_go(tree: StatelessTree) -> None:

@@ -229,6 +229,28 @@ def test_a_snapshot_stays_what_it_was(store: Store, read_before: bool, change: s
     snapshot.close()
 
 
+@pytest.mark.parametrize("plain", [SMALL, LARGE], ids=["plain", "compressed"])
+@pytest.mark.parametrize("was_read", [False, True])
+def test_a_snapshot_that_is_surrendered_and_adopted_stays_what_it_was(
+    store: Store, plain: bytes, was_read: bool
+) -> None:
+    store.replace(KEY, plain)
+    snapshot = store.open(KEY, 1 << 16)
+    version = snapshot.version
+    if was_read:
+        assert snapshot.decode() == plain
+    for _ in range(3):
+        given = snapshot.surrender()
+        if given is not None:
+            assert given[1] is was_read
+            snapshot.close()
+            snapshot = store.adopt(KEY, version, *given)
+        store.replace(KEY, OTHER_SMALL)
+    assert snapshot.version == version
+    assert [snapshot.decode(), snapshot.decode()] == [plain, plain]
+    snapshot.close()
+
+
 def test_a_snapshot_that_is_never_read_is_closed(store: Store) -> None:
     store.replace(KEY, LARGE)
     store.open(KEY).close()
