@@ -1,6 +1,7 @@
 """Removal beneath a mount, without one: what is left alone, what the kernel is told, what can be made again."""
 
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from tagfs.names import RepositoryKey
 from tagfs.removal import MountRemoval, Outcome
 from tagfs.replacing import WritableTree
 from tagfs.tree import Invalidation
+from tests.support.daemon import PATIENCE
 
 LONG_AGO = 1_000_000_000
 KEY = RepositoryKey("apps", "web")
@@ -123,7 +125,21 @@ async def test_a_commit_that_changes_nothing_keeps_it_too(store: MemoryStore) ->
         assert await mount.remove() is Outcome.DELETED
 
 
-async def test_who_opens_it_while_it_goes_waits_and_finds_it_gone(store: MemoryStore) -> None:
+class Gated(MemoryStore):
+    """Removes nothing before it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_remove = threading.Event()
+
+    def remove(self, key: RepositoryKey) -> None:
+        assert self.may_remove.wait(PATIENCE)
+        super().remove(key)
+
+
+async def test_who_opens_it_while_it_goes_waits_and_finds_it_gone() -> None:
+    store = Gated()
+    store.replace(KEY, b"v1\n", LONG_AGO)
     async with mounted(store) as mount:
         outcomes: list[Outcome] = []
 
@@ -134,6 +150,7 @@ async def test_who_opens_it_while_it_goes_waits_and_finds_it_gone(store: MemoryS
             nursery.start_soon(remove)
             while mount.commits.is_quiet(KEY):
                 await trio.lowlevel.checkpoint()
+            store.may_remove.set()
             await mount.commits.quiet(KEY)
             with pytest.raises(RepositoryMissing):
                 mount.directory("apps", "web")
