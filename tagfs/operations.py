@@ -247,10 +247,15 @@ class Operations(pyfuse3.Operations):
     async def fsync(self, fh: int, datasync: bool) -> None:
         tree = self._held()
         if isinstance(tree, WritableTree):
-            # What another thread commits through this handle is part of what this one must find durable.
-            await self._commits.quiet(tree.key_of_handle(fh))
+            key = tree.key_of_handle(fh)
+            # What another thread commits through this handle is part of what this one must find durable, also where it
+            # took what was staged here.
+            await self._commits.quiet(key)
             await self._staged(tree.flush(fh))
-            await self._commits.run(tree.commit(fh))
+            while (step := tree.commit(fh)) is None and key is not None and not self._commits.is_quiet(key):
+                await self._commits.quiet(key)
+                await self._staged(tree.flush(fh))
+            await self._commits.run(step)
 
     @answered
     async def release(self, fh: int) -> None:

@@ -516,6 +516,36 @@ async def test_a_second_fsync_of_a_handle_waits_for_the_first(asked: Asked, fail
     await asked.operations.release(handle)
 
 
+async def test_many_fsyncs_of_a_handle_are_answered_when_its_list_is_durable(asked: Asked) -> None:
+    """The list is staged beside the loop: whoever goes on first commits it, and the others wait for that."""
+    told: list[int] = []
+
+    async def synchronise(handle: int) -> None:
+        await asked.operations.fsync(handle, False)
+        told.append(handle)
+
+    for number in range(20):
+        heavy = b"v%d\n" % number * (HEAVY // 3 + 1)
+        handle = await asked.create()
+        await asked.operations.write(handle, 0, heavy)
+        asked.store.staging.clear()
+        asked.store.publishing.clear()
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(synchronise, handle)
+            await wait_all_tasks_blocked()
+            asked.store.staging.set()
+            await until(lambda: any(told.startswith("publish") for told in asked.store.told))
+            await wait_all_tasks_blocked()
+            assert told == []
+            asked.store.publishing.set()
+        assert told == [handle] * 6
+        assert asked.store.read(KEY) == heavy
+        told.clear()
+        asked.store.told.clear()
+        await asked.operations.release(handle)
+
+
 async def test_heavy_lists_are_staged_beside_the_loop_and_in_order(asked: Asked) -> None:
     """Two flushes of one open file, as two processes close their copies of it."""
     heavy = b"v1.2.3\n" * (HEAVY // 7 + 1)
