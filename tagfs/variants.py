@@ -150,12 +150,13 @@ class PinnedFile(Snapshot):
                 header = self._disk.read(self._file, HEADER_SIZE)
                 trailer = self._disk.read(self._file, TRAILER_SIZE, max(0, size - TRAILER_SIZE))
             size = codec.plain_size(header, trailer, status.st_size)
-            if size == 0 and codec.decode(self._disk.read(self._file, status.st_size), self._limit):
-                raise Undecodable("promises nothing and holds something")
         if size > self._limit:
             raise Undecodable(f"promises {size} bytes, --max-list-size allows {self._limit}")
         if status.st_size > most_stored(self._limit):
             raise Undecodable(f"{status.st_size} bytes are stored, and it promises only {size}")
+        # After the bound: all of it is read.
+        if size == 0 and codec is not PLAIN and codec.decode(self._disk.read(self._file, status.st_size), self._limit):
+            raise Undecodable("promises nothing and holds something")
         return size
 
     def content(self) -> bytes:

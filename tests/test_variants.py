@@ -15,8 +15,11 @@ from tests.support.stores import KEY, LARGE, SMALL, open_store
 HUGE = 1 << 40
 
 
+@pytest.mark.parametrize("promised", [SMALL, b""], ids=["little", "nothing"])
 @pytest.mark.parametrize("codec", [GZIP, ZSTD], ids=lambda codec: codec.name)
-def test_a_huge_file_that_promises_little_is_corrupt_and_not_read(tmp_path: Path, codec: Codec) -> None:
+def test_a_huge_file_that_promises_little_is_corrupt_and_not_read(
+    tmp_path: Path, codec: Codec, promised: bytes
+) -> None:
     class Reading(Disk):
         most = 0
 
@@ -29,10 +32,10 @@ def test_a_huge_file_that_promises_little_is_corrupt_and_not_read(tmp_path: Path
     store.make_namespace(KEY.namespace)
     store.make_repository(KEY)
     path = tmp_path / KEY.directory / f"tags.txt{codec.suffix}"
-    path.write_bytes(codec.encode(LARGE))
+    path.write_bytes(codec.encode(LARGE if promised else b""))
     os.truncate(path, HUGE - 4)
     with path.open("ab") as file:
-        file.write(struct.pack("<I", len(SMALL)))
+        file.write(struct.pack("<I", len(promised)))
     assert store.examine(KEY).fault
     with pytest.raises(ListCorrupt, match=f"{HUGE} bytes are stored"):
         store.read(KEY)
