@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,3 +143,60 @@ def test_who_serves_has_no_rights_and_reads_what_flux_wrote(pod: Pod) -> None:
     reader = pod.reader()
     pod.serve("--read-only", "--drop-privileges", "--drop-user=65534:1337", name="window")
     assert read(reader).stdout == tags(500)
+
+
+def test_a_window_starts_before_the_store_is_there(pod: Pod) -> None:
+    """The order of a pod: the sidecar answers, then the controller starts and makes the store."""
+    reader = pod.reader()
+    pod.run(
+        *("mount", "--read-only", "--make-mountpoint", "--allow-other", "/store", "/lists/tags"),
+        name="tagfs",
+        flags=(
+            "--user",
+            0,
+            "--privileged",
+            "--volume",
+            f"{pod.store}:/store:ro",
+            "--volume",
+            f"{pod.lists}:/lists:shared",
+        ),
+    )
+    eventually(lambda: os.path.ismount(pod.point), "the mount", 60)
+    early = read(reader)
+    assert early.returncode != 0 and os.strerror(errno.EAGAIN) in early.stderr
+    repository = pod.store / "imagerepository" / "team" / "app"
+    repository.mkdir(parents=True)
+    (repository / "tags.txt").write_text(tags(3))
+    (pod.store / ".storage-version").write_text("2\n")
+    assert eventually(lambda: read(reader).stdout == tags(3), "the list of the store that was made since", 60)
+
+
+def test_a_stop_under_load_keeps_what_was_acknowledged(pod: Pod) -> None:
+    container = pod.serve()
+    acknowledged = dict.fromkeys((f"app-{number}" for number in range(8)), 0)
+    ended = threading.Event()
+
+    def replace(name: str) -> None:
+        directory = pod.point / "imagerepository" / "team" / name
+        directory.mkdir(parents=True, exist_ok=True)
+        while not ended.is_set():
+            try:
+                (directory / "tags.txt1").write_text(tags(acknowledged[name] + 1))
+                (directory / "tags.txt1").rename(directory / "tags.txt")
+            except OSError:
+                return  # the mount has ended; this one is not acknowledged
+            acknowledged[name] += 1
+
+    workers = [threading.Thread(target=replace, args=(name,)) for name in acknowledged]
+    for worker in workers:
+        worker.start()
+    eventually(lambda: all(acknowledged.values()), "every writer at work")
+    podman("stop", "--time", 10, container)
+    ended.set()
+    for worker in workers:
+        worker.join()
+    assert podman("wait", container).stdout.strip() == "0", "not killed at the end of its grace period"
+    pod.serve(name="again")
+    for name, count in acknowledged.items():
+        found = (pod.point / "imagerepository" / "team" / name / "tags.txt").read_text()
+        assert found in (tags(count), tags(count + 1)), name
