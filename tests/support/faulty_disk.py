@@ -105,6 +105,12 @@ class FaultyDisk(Disk):
     def sync_filesystem(self, directory: int) -> None:
         self._do("sync_filesystem", lambda: self.inner.sync_filesystem(directory))
 
+    def kind(self, directory: int) -> int:
+        return self.inner.kind(directory)
+
+    def tells_of_lost_writes(self, release: str | None = None) -> bool:
+        return self.inner.tells_of_lost_writes(release)
+
     def rename(self, directory: int, name: str, to_directory: int, to_name: str) -> None:
         self._do("rename", lambda: self.inner.rename(directory, name, to_directory, to_name))
 

@@ -259,6 +259,13 @@ class SimulatedDisk(Disk):
         node.locked_by = directory
         return True
 
+    def kind(self, directory: int) -> int:
+        """One of its own, which nothing is known of: each file is made durable by itself."""
+        return 0
+
+    def tells_of_lost_writes(self, release: str | None = None) -> bool:
+        return True
+
     def space(self, directory: int) -> os.statvfs_result:
         self._node(directory)
         return os.statvfs_result((_BLOCK, _BLOCK, 1 << 20, 1 << 19, 1 << 19, 1 << 16, 1 << 15, 1 << 15, 0, 255))
