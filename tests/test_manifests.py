@@ -26,7 +26,7 @@ metadata:
   name: {name}
   namespace: {namespace}
 spec:
-  image: ghcr.io/example/{name}
+  image: registry.example/{name}
   interval: 5m
 """
 
