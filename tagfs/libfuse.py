@@ -7,7 +7,7 @@ Does not know: how a request is answered.
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pyfuse3
@@ -68,7 +68,10 @@ class Libfuse(Channel):
             await pyfuse3.main()
         except* OSError as group:
             # libfuse takes ENODEV alone for the end, but a read that is under way then can fail so.
-            if any(error.errno != errno.ECONNABORTED for error in _leaves(group)):
+            if (
+                group.split(lambda error: isinstance(error, OSError) and error.errno == errno.ECONNABORTED)[1]
+                is not None
+            ):
                 raise
 
     def terminate(self) -> None:
@@ -86,14 +89,6 @@ class Libfuse(Channel):
 
     def measure(self, timings: Timings) -> None:
         timings.measure(self._operations)
-
-
-def _leaves(group: BaseExceptionGroup[OSError]) -> Iterable[OSError]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
 
 
 def _source(store: str) -> str:
