@@ -7,6 +7,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tagfs import mountpoint
+from tagfs.names import RepositoryKey
+from tests.support.beneath import put
 from tests.support.daemon import Daemon
 
 # No deadline: a busy machine is no defect.
@@ -54,6 +56,15 @@ def either_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def mount(daemons: MakeDaemon) -> Daemon:
     """A read-write mount of a new store."""
     return daemons()
+
+
+@pytest.fixture(params=["read-write", "read-only"])
+def mounted(request: pytest.FixtureRequest, daemons: MakeDaemon, tmp_path: Path) -> Daemon:
+    """A mount of either kind, of a store with the list of team/app."""
+    store = tmp_path / "store"
+    put(store, RepositoryKey("team", "app"), b"v1\n")
+    (store / ".storage-version").write_text("3\n")
+    return daemons(*(["--read-only"] if request.param == "read-only" else []))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

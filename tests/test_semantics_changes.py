@@ -9,23 +9,12 @@ import pytest
 
 from tagfs import taglist
 from tagfs.names import RepositoryKey
-from tests.conftest import MakeDaemon
-from tests.support.beneath import put
 from tests.support.daemon import Daemon
 from tests.support.listening import listen, write
 
 pytestmark = pytest.mark.mount
 
 APP = RepositoryKey("team", "app")
-
-
-@pytest.fixture(params=["read-write", "read-only"])
-def mounted(request: pytest.FixtureRequest, daemons: MakeDaemon, tmp_path: Path) -> Daemon:
-    """A mount of a store with one list."""
-    store = tmp_path / "store"
-    put(store, APP, b"v1\n")
-    (store / ".storage-version").write_text("3\n")
-    return daemons(*(["--read-only"] if request.param == "read-only" else []))
 
 
 def test_s62_s64_whoever_opens_it_is_told_every_change(mounted: Daemon) -> None:

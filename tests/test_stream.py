@@ -92,15 +92,6 @@ def test_every_line_is_told_or_counted_as_lost(steps: list[int | None]) -> None:
 # -- through a mount
 
 
-@pytest.fixture(params=["read-write", "read-only"])
-def mounted(request: pytest.FixtureRequest, daemons: MakeDaemon, tmp_path: Path) -> Daemon:
-    """A mount of a store with one list."""
-    store = tmp_path / "store"
-    put(store, APP, b"v1\n")
-    (store / ".storage-version").write_text("3\n")
-    return daemons(*(["--read-only"] if request.param == "read-only" else []))
-
-
 def test_every_listener_is_told_every_change(mounted: Daemon) -> None:
     listeners = [listen(mounted), listen(mounted)]
     write(mounted, APP, b"v1\nv2\n")
