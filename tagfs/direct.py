@@ -1,6 +1,6 @@
 """Direct: a read-only mount's requests, answered straight on /dev/fuse.  Async.
 
-Owns: reading requests, answering them from the tree, counting them, the notifications.
+Owns: reading requests, answering them from the tree.
 Does not know: how the device was mounted, codecs, the disk.
 
 Most of the time the kernel answers programs from what it keeps, and nothing of this runs: `open` and `opendir` are
@@ -16,14 +16,13 @@ from collections.abc import Callable
 
 import trio
 
-from tagfs import device, wire
-from tagfs.channel import Channel
+from tagfs import wire
 from tagfs.errnos import errno_of
 from tagfs.errors import ListMissing, RepositoryMissing, StoreWaiting, VersionGone
 from tagfs.inodes import ROOT_ID
-from tagfs.settings import MountSettings
+from tagfs.raw import COUNTED, ENDED, PASSING, RawChannel, name_of
 from tagfs.stateless import StatelessTree
-from tagfs.timings import DONE, Timings
+from tagfs.timings import DONE
 from tagfs.tree import FOREVER, Attributes, Tree
 from tagfs.wire import Malformed, Opcode
 
@@ -42,36 +41,17 @@ LISTED = 1 << 16
 REST_AFTER = 10.0
 """Seconds without a request after which bytes that were kept for the next one go."""
 
-_ENDED = (errno.ENODEV, errno.ECONNABORTED)
-"""Of the device: it was unmounted; somebody cut the connection (fusectl)."""
-
-_PASSING = (errno.EINTR, errno.EAGAIN, errno.ENOENT)
-"""Of the device: nothing to read now; or, for an answer, nobody waits for it any more."""
-
-_COUNTED = 64
-"""Opcodes that are counted one by one; the others are counted together."""
-
 _UNANSWERED = (Opcode.FORGET, Opcode.BATCH_FORGET)
-
-_NONE = -1
-"""A number that no descriptor has."""
 
 Answer = bytes | memoryview | None
 """What follows the header; None where nothing is answered."""
 
 
-class Direct(Channel):
+class Direct(RawChannel):
     """Answers for a tree that belongs to `uid` and `gid`."""
 
     def __init__(self, uid: int, gid: int) -> None:
-        self.tree: Tree | None = None
-        self.waiting: str | None = "the store is not open yet"
-        self._device = _NONE
-        self._uid = uid
-        self._gid = gid
-        self._scope = trio.CancelScope()
-        self._counts = [0] * (_COUNTED + 1)
-        self._timings: Timings | None = None
+        super().__init__(uid, gid)
         self._answers: dict[int, Callable[[bytes, int], Answer]] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.FORGET: lambda request, node: self._forget(Opcode.FORGET, request, node),
@@ -87,37 +67,10 @@ class Direct(Channel):
             Opcode.RELEASEDIR: lambda request, node: b"",
         }
 
-    @property
-    def requests(self) -> dict[str, int]:
-        """How many requests there were of each operation, by its name."""
-        found: dict[str, int] = {}
-        for opcode, count in enumerate(self._counts):
-            if count:
-                found[_name(opcode)] = found.get(_name(opcode), 0) + count
-        return found
-
-    def measure(self, timings: Timings) -> None:
-        self._timings = timings
-
-    # -- the device
-
-    def mount(self, settings: MountSettings) -> None:
-        if settings.device is None:
-            request = device.Request(os.path.realpath(settings.mountpoint), settings.store, True, settings.allow_other)
-            self.take(device.mount(request))
-        else:
-            self.take(settings.device)
-
-    def take(self, descriptor: int) -> None:
-        """Answer on this descriptor of /dev/fuse, which is closed in the end."""
-        os.set_blocking(descriptor, False)
-        self._device = descriptor
-
     def close(self) -> None:
         if isinstance(self.tree, StatelessTree):
             self.tree.close()
-        os.close(self._device)
-        self._device = _NONE
+        super().close()
 
     # -- the loop
 
@@ -146,17 +99,13 @@ class Direct(Channel):
             self.tree.rest()
         await trio.lowlevel.wait_readable(self._device)
 
-    def terminate(self) -> None:
-        """Let `serve` return."""
-        self._scope.cancel()
-
     def _answer_one(self) -> bool:
         """Read a request and answer it; -> whether there may be more."""
         try:
             request = os.read(self._device, wire.REQUEST_LIMIT)
         except OSError as error:
-            if error.errno not in _PASSING:
-                if error.errno not in _ENDED:
+            if error.errno not in PASSING:
+                if error.errno not in ENDED:
                     log.error("reading a request: %s", error)
                 return False
             return True
@@ -173,7 +122,7 @@ class Direct(Channel):
         except Malformed as error:
             log.error("a request that cannot be answered: %s", error)
             return
-        self._counts[opcode if opcode < _COUNTED else _COUNTED] += 1
+        self._counts[opcode if opcode < COUNTED else COUNTED] += 1
         number, body = DONE, None
         try:
             handler = self._answers.get(opcode)
@@ -192,15 +141,7 @@ class Direct(Channel):
         elif body is not None:
             self._send(wire.answer(unique, len(body)), body)
         if self._timings is not None:
-            self._timings.of(_name(opcode)).note(time.perf_counter() - began, number)
-
-    def _send(self, *parts: bytes | memoryview) -> None:
-        try:
-            os.writev(self._device, parts)
-        except OSError as error:
-            # Whoever asked was killed, or the mount has ended, which the next read tells.
-            if error.errno not in _PASSING and error.errno not in _ENDED:
-                log.error("an answer: %s", error)
+            self._timings.of(name_of(opcode)).note(time.perf_counter() - began, number)
 
     # -- who may be asked
 
@@ -278,18 +219,3 @@ class Direct(Channel):
     def _statfs(self, request: bytes, node: int) -> Answer:
         ready = self.tree is not None and self.waiting is None
         return wire.space(self._named().store.space() if ready else None)
-
-    # -- notifications, sent from the notifier's thread
-
-    def forget_entry(self, directory: int, name: bytes) -> None:
-        os.write(self._device, wire.forget_entry(directory, name))
-
-    def forget_node(self, node: int) -> None:
-        os.write(self._device, wire.forget_node(node))
-
-
-def _name(opcode: int) -> str:
-    return Opcode(opcode).name.lower() if opcode in _NAMED else "other"
-
-
-_NAMED = frozenset(Opcode)
