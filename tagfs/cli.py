@@ -16,7 +16,7 @@ from typing import TextIO
 from tagfs import errors
 from tagfs.arguments import USAGE, Run, parser
 from tagfs.settings import SETTINGS, MountSettings, resolve, resolve_sweep, value_of
-from tagfs.values import KUBERNETES, absolute_source
+from tagfs.values import absolute_source
 
 PROBLEMS_FOUND = 6
 DISK_FAILED = 8
@@ -364,13 +364,9 @@ def _doctor(arguments: argparse.Namespace, environment: Mapping[str, str]) -> in
         store, point = None, there.point
     settings = resolve(store or "", point or "", _given(arguments), (), environment)
     remarks = list(doctor.examine(store, point))
-    if settings.inventory == (KUBERNETES,):
-        try:
-            from tagfs import rights
-        except ImportError as error:
-            raise errors.SettingRefused(
-                f"--inventory kubernetes needs more ({error}): pip install 'tagfs[kubernetes]'"
-            ) from error
+    if settings.inventory:
+        from tagfs import rights
+
         remarks += rights.examine(settings, environment)
     if arguments.json:
         print(report.remarks_json(remarks))

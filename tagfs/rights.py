@@ -1,29 +1,71 @@
-"""Rights: whether the cluster lets an inventory be had, by trying.  Async.
+"""Rights: whether the inventory of a sweep can be had, by trying.  Async.
 
-Owns: what is asked of the cluster, what each refusal means.
-Does not know: how the API is spoken.
+Owns: what is asked of the cluster, what each refusal means; which fault of manifests holds a sweep.
+Does not know: how the API is spoken, how manifests are read.
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import trio
 
-from tagfs.answers import Collection
-from tagfs.cluster import GROUP, RESOURCE, VERSIONS
-from tagfs.errors import ApiFailed, ClusterUnknown, CredentialsMissing, ResourceMissing, RightsMissing
-from tagfs.inventories import namespaces_of
-from tagfs.kube import Kube
-from tagfs.kubeconfig import find
-from tagfs.remarks import Remark, fail, ok
+from tagfs.errors import (
+    ApiFailed,
+    ClusterUnknown,
+    CredentialsMissing,
+    InventoryIncomplete,
+    ManifestsChanging,
+    ResourceMissing,
+    RightsMissing,
+    SettingRefused,
+)
+from tagfs.inventories import inventory_of, namespaces_of
+from tagfs.remarks import Remark, fail, ok, warn
 from tagfs.settings import MountSettings
+from tagfs.values import KUBERNETES
+
+if TYPE_CHECKING:
+    from tagfs.kube import Kube
 
 PATIENCE = 30.0
 """Seconds."""
 
 
 def examine(settings: MountSettings, environment: Mapping[str, str]) -> list[Remark]:
-    """Remarks on the cluster; SettingRefused where the settings contradict each other."""
+    """Remarks on the inventory that the settings name; SettingRefused where they contradict each other."""
+    if settings.inventory == (KUBERNETES,):
+        return _cluster(settings, environment)
+    return [_manifests(settings, environment)]
+
+
+def _manifests(settings: MountSettings, environment: Mapping[str, str]) -> Remark:
+    """Read all that they declare, as a mount does."""
+    inventory = inventory_of(settings, environment, is_mount=True)
+    assert inventory is not None
+    try:
+        keys = trio.run(inventory.keys)
+    except ManifestsChanging as error:
+        return warn("manifests", str(error), "ask again: a mount looks again by itself")
+    except InventoryIncomplete as error:
+        return fail(
+            "manifests", str(error), "mend them, or leave them out with --manifests-ignore; no list is deleted before"
+        )
+    if not keys:
+        return warn(
+            "manifests",
+            "they declare no ImageRepository",
+            "nothing is deleted for that; look whether the path is right",
+        )
+    return ok("manifests", f"they declare {len(keys)} image repositories")
+
+
+def _cluster(settings: MountSettings, environment: Mapping[str, str]) -> list[Remark]:
     namespaces = namespaces_of(settings, environment) or (None,)
+    try:
+        from tagfs.kube import Kube
+        from tagfs.kubeconfig import find
+    except ImportError as error:
+        raise SettingRefused(f"--inventory kubernetes needs more ({error}): pip install 'tagfs[kubernetes]'") from error
     try:
         access = find(environment, settings.kube_context)
     except ClusterUnknown as error:
@@ -33,8 +75,11 @@ def examine(settings: MountSettings, environment: Mapping[str, str]) -> list[Rem
     return [trio.run(_try, Kube(access), one, access.origin) for one in namespaces]
 
 
-async def _try(kube: Kube, namespace: str | None, origin: str) -> Remark:
+async def _try(kube: "Kube", namespace: str | None, origin: str) -> Remark:
     """List and watch, as a mount does."""
+    from tagfs.answers import Collection
+    from tagfs.cluster import GROUP, RESOURCE, VERSIONS
+
     whose = f"{RESOURCE} of namespace {namespace}" if namespace else f"all {RESOURCE}"
     try:
         with trio.fail_after(PATIENCE):

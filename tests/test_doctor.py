@@ -26,6 +26,21 @@ PATIENCE = 60
 NOBODY = 65534
 
 
+APP_WEB = """\
+apiVersion: image.toolkit.fluxcd.io/v1
+kind: ImageRepository
+metadata:
+  name: web
+  namespace: apps
+"""
+
+
+def settle(directory: Path) -> None:
+    """Let manifests be older than what may still be changing."""
+    for path in (*directory.iterdir(), directory):
+        os.utime(path, (0, 0))
+
+
 def environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TAGFS_")}
     return {**kept, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -369,6 +384,27 @@ def test_no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     ask("--inventory", "kubernetes").fails("cluster", "KUBECONFIG")
+
+
+# -- manifests
+
+
+def test_manifests_that_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "web.yaml").write_text(APP_WEB)
+    settle(tmp_path)
+    ask("--inventory", f"manifests:{tmp_path}").praises("manifests", "declare 1 image repositories")
+
+
+def test_manifests_that_hold_every_sweep(tmp_path: Path) -> None:
+    (tmp_path / "web.yaml").write_text(APP_WEB.replace("web", "{{ .name }}"))
+    settle(tmp_path)
+    ask("--inventory", f"manifests:{tmp_path}").fails("manifests", "web.yaml", "template", "--manifests-ignore")
+    ask("--inventory", f"manifests:{tmp_path}/gone").fails("manifests", "gone", "No such file")
+
+
+def test_manifests_that_declare_nothing(tmp_path: Path) -> None:
+    settle(tmp_path)
+    ask("--inventory", f"manifests:{tmp_path}").warns("manifests", "no ImageRepository", "nothing is deleted")
 
 
 # -- how it is told
