@@ -31,22 +31,37 @@ class Opcode(enum.IntEnum):
     LOOKUP = 1
     FORGET = 2
     GETATTR = 3
+    SETATTR = 4
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
     OPEN = 14
     READ = 15
+    WRITE = 16
     STATFS = 17
     RELEASE = 18
+    FSYNC = 20
+    SETXATTR = 21
     GETXATTR = 22
     LISTXATTR = 23
+    REMOVEXATTR = 24
     FLUSH = 25
     INIT = 26
     OPENDIR = 27
     READDIR = 28
     RELEASEDIR = 29
+    FSYNCDIR = 30
     ACCESS = 34
+    CREATE = 35
     INTERRUPT = 36
     DESTROY = 38
     BATCH_FORGET = 42
     READDIRPLUS = 44
+    RENAME2 = 45
 
 
 CHANGING = frozenset((4, 6, 8, 9, 10, 11, 12, 13, 16, 21, 24, 35, 43, 45, 47, 51))
@@ -173,16 +188,23 @@ def refusal(unique: int, number: int) -> bytes:
     return _OUT.pack(_OUT.size, -number, unique)
 
 
-def initiation(request: bytes) -> bytes:
-    """What INIT is answered with; Malformed where the kernel speaks an older protocol."""
+def initiation(request: bytes, wanted: int = _WANTED, max_write: int = _BLOCK_SIZE, background: int = 64) -> bytes:
+    """What INIT is answered with; Malformed where the kernel speaks an older protocol.
+
+    Args:
+        wanted: the flags to ask for, as far as the kernel has them.
+        max_write: bytes of one WRITE.
+        background: requests under way that no program waits for.
+    """
     major, minor, read_ahead, flags = _body(_INIT_IN, request)
     if major < MAJOR:
         raise Malformed(f"protocol {major}.{minor} is too old")
     if major > MAJOR:
         return _INIT_OUT.pack(MAJOR, MINOR, 0, 0, 0, 0, 0, 0, 0, 0, 0)  # and it asks again, in this one
-    accepted = flags & _WANTED
+    accepted = flags & wanted
     ahead = min(max(read_ahead, READ_AHEAD), READ_AHEAD)
-    return _INIT_OUT.pack(MAJOR, MINOR, ahead, accepted, 64, 48, _BLOCK_SIZE, 1, REPLY_PAGES, 0, 0)
+    congested = background * 3 // 4
+    return _INIT_OUT.pack(MAJOR, MINOR, ahead, accepted, background, congested, max_write, 1, REPLY_PAGES, 0, 0)
 
 
 def indispensable(request: bytes) -> list[Opcode]:
