@@ -36,8 +36,8 @@ OUTCOMES = ("done", "refused", "failed", "uncertain")
 """How a step ends: refused by what it found, failed by the disk (or a defect), uncertain after its rename."""
 
 
-class _Pending:
-    """A submitted step; `work` is there once it has begun, `error` is set before `done` where it failed."""
+class Pending:
+    """A step that was begun; `work` is there once its turn has come, `error` is set before `done` where it failed."""
 
     __slots__ = ("began", "done", "error", "is_awaited", "step", "work")
 
@@ -49,6 +49,13 @@ class _Pending:
         self.work: Work[Any] | None = None
         self.began = 0.0
 
+    async def ended(self) -> None:
+        """Wait for its end, at once and without a checkpoint where that has come; raises what it raised."""
+        if not self.done.is_set():
+            await self.done.wait()
+        if self.error is not None:
+            raise self.error
+
 
 class _Line:
     """The steps that wait for one key."""
@@ -56,7 +63,7 @@ class _Line:
     __slots__ = ("idle", "waiting")
 
     def __init__(self) -> None:
-        self.waiting: deque[_Pending] = deque()
+        self.waiting: deque[Pending] = deque()
         self.idle = trio.Event()
 
 
@@ -78,18 +85,18 @@ class Commits:
 
     def submit(self, step: Step) -> None:
         """Let a step run in its turn; a failure is logged, because nobody waits for it."""
-        self._enqueue(_Pending(step, is_awaited=False))
+        self._enqueue(Pending(step, is_awaited=False))
+
+    def begin(self, step: Step) -> Pending:
+        """Let a step run in its turn, for somebody who waits for its end."""
+        pending = Pending(step, is_awaited=True)
+        self._enqueue(pending)
+        return pending
 
     async def run(self, step: Step | None) -> None:
         """Run a step in its turn and wait for it; raises what it raised."""
-        if step is None:
-            return
-        pending = _Pending(step, is_awaited=True)
-        self._enqueue(pending)
-        if not pending.done.is_set():
-            await pending.done.wait()
-        if pending.error is not None:
-            raise pending.error
+        if step is not None:
+            await self.begin(step).ended()
 
     def is_quiet(self, key: RepositoryKey) -> bool:
         """Whether no step of `key` waits or runs."""
@@ -112,8 +119,13 @@ class Commits:
 
     async def room(self) -> None:
         """Return when so few steps wait that a writer may add one; at once, without a checkpoint, where they do."""
-        while self._depth >= MOST_WAITING or self._bytes >= MOST_BYTES:
+        while not self.has_room:
             await self._crowd.park()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether so few steps wait that a writer may add one."""
+        return self._depth < MOST_WAITING and self._bytes < MOST_BYTES
 
     @property
     def depth(self) -> int:
@@ -129,7 +141,7 @@ class Commits:
     def pending_bytes(self) -> int:
         return self._bytes
 
-    def _enqueue(self, pending: _Pending) -> None:
+    def _enqueue(self, pending: Pending) -> None:
         key = pending.step.key
         self._depth += 1
         self._bytes += pending.step.size

@@ -22,6 +22,7 @@ from tagfs.channel import Channel
 from tagfs.commits import Commits
 from tagfs.direct import Direct
 from tagfs.directory import DirectoryStore
+from tagfs.duplex import Duplex
 from tagfs.errors import MountRefused, SettingRefused, StoreHeld, StoreWaiting, TagfsError
 from tagfs.handles import Step
 from tagfs.names import BASE
@@ -81,7 +82,7 @@ def serve(settings: MountSettings, announce: Callable[[str], None]) -> None:
 def load(settings: MountSettings) -> None:
     """Import what `serve` would import when it is needed: then it is too late to say what to install, and as another
     user it may not be able to."""
-    modules = [] if settings.read_only and settings.fast_path else ["libfuse", "operations"]
+    modules = [] if settings.fast_path else ["libfuse", "operations"]
     modules += ["inventories"] if settings.inventory else []
     for module in modules:
         importlib.import_module(f"tagfs.{module}")
@@ -361,8 +362,8 @@ def _channel(settings: MountSettings, commits: Commits) -> Channel:
     """The channel that the settings ask for; what the other one needs is not imported."""
     uid = os.getuid() if settings.uid is None else settings.uid
     gid = os.getgid() if settings.gid is None else settings.gid
-    if settings.read_only and settings.fast_path:
-        return Direct(uid, gid)
+    if settings.fast_path:
+        return Direct(uid, gid) if settings.read_only else Duplex(uid, gid, commits)
     from tagfs.libfuse import Libfuse
     from tagfs.operations import Operations
 

@@ -15,10 +15,9 @@ from typing import Any, ParamSpec, TypeVar
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
-from tagfs import errors
+from tagfs import errors, syncing
 from tagfs.commits import Commits
 from tagfs.errnos import errno_of
-from tagfs.handles import HEAVY, Step
 from tagfs.inodes import ROOT_ID
 from tagfs.replacing import WritableTree
 from tagfs.tree import FOREVER, Attributes, Tree
@@ -85,20 +84,6 @@ class Operations(pyfuse3.Operations):
         """Wait for the commits of the list that a request for this node may concern."""
         if self._is_writable and self.tree is not None:
             await self._commits.quiet(self.tree.key_of(id_))
-
-    async def _staged(self, step: Step | None) -> None:
-        """Run a step that stages: here, unless it is heavy or others of its key are to come before."""
-        if step is None:
-            return
-        if step.size >= HEAVY or not self._commits.is_quiet(step.key):
-            await self._commits.run(step)
-            return
-        try:
-            result = step.run()
-        except Exception as error:
-            step.fail(error)
-            raise
-        step.settle(result)
 
     # -- names and attributes
 
@@ -241,30 +226,21 @@ class Operations(pyfuse3.Operations):
         await self._commits.room()
         tree = self._held()
         assert isinstance(tree, WritableTree)
-        await self._staged(tree.flush(fh))
+        await syncing.flush(self._commits, tree, fh)
 
     @answered
     async def fsync(self, fh: int, datasync: bool) -> None:
         tree = self._held()
         if isinstance(tree, WritableTree):
-            key = tree.key_of_handle(fh)
-            # What another thread commits through this handle is part of what this one must find durable, also where it
-            # took what was staged here.
-            await self._commits.quiet(key)
-            await self._staged(tree.flush(fh))
-            while (step := tree.commit(fh)) is None and key is not None and not self._commits.is_quiet(key):
-                await self._commits.quiet(key)
-                await self._staged(tree.flush(fh))
-            await self._commits.run(step)
+            await syncing.sync(self._commits, tree, fh)
 
     @answered
     async def release(self, fh: int) -> None:
         """Answered before the commit is durable: nobody waits for the answer but the kernel's background slots."""
         tree = self._held()
-        try:
-            if isinstance(tree, WritableTree) and (step := tree.commit(fh)) is not None:
-                self._commits.submit(step)
-        finally:
+        if isinstance(tree, WritableTree):
+            syncing.release(self._commits, tree, fh)
+        else:
             tree.release(fh)
 
     # -- names that change

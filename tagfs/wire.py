@@ -146,6 +146,11 @@ def header(request: bytes) -> tuple[int, int, int]:
     return opcode, unique, node
 
 
+def opcode_of(request: bytes) -> int:
+    """Which kind of request it is; 0 where it is none."""
+    return int.from_bytes(request[4:8], "little")
+
+
 def _body(layout: struct.Struct, request: bytes) -> tuple[int, ...]:
     try:
         return layout.unpack_from(request, HEADER_SIZE)

@@ -48,7 +48,7 @@ def daemons(tmp_path: Path) -> Iterator[MakeDaemon]:
 
 @pytest.fixture(params=["fast", "libfuse"])
 def either_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let read-only mounts be answered in both ways, one after the other."""
+    """Let mounts be answered in both ways, one after the other."""
     monkeypatch.setenv("TAGFS_FAST_PATH", "1" if request.param == "fast" else "0")
 
 

@@ -15,7 +15,7 @@ from tests.conftest import MakeDaemon
 from tests.support.daemon import Daemon, eventually
 from tests.support.programs import Flux, listing, refused, shell, succeed, tags
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("either_path")]
 
 LONG_AGO = 1_234_567_890_123_456_789
 
@@ -155,7 +155,6 @@ def test_s42_extended_attributes(mount: Daemon) -> None:
     assert os.listxattr(path.with_name("next")) == []
 
 
-@pytest.mark.usefixtures("either_path")
 def test_s42_a_read_only_mount_has_none(daemons: MakeDaemon, tmp_path: Path) -> None:
     Flux.store(tmp_path / "store").set_tags("app", b"v1\n")
     path = daemons("--read-only").list_path("app")

@@ -12,7 +12,7 @@ from tagfs.names import RepositoryKey
 from tests.support.daemon import Daemon
 from tests.support.listening import listen, write
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("either_path")]
 
 APP = RepositoryKey("team", "app")
 

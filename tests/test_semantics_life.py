@@ -19,7 +19,7 @@ from tests.conftest import MakeDaemon
 from tests.support.daemon import Daemon, eventually
 from tests.support.programs import Flux, listing, refused, shell, succeed, tags
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("either_path")]
 
 
 # -- sentinels at mount

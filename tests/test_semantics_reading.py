@@ -15,7 +15,7 @@ from tests.conftest import MakeDaemon
 from tests.support.daemon import Daemon, eventually
 from tests.support.programs import Flux, in_pieces, is_ready, refused, succeed, tags
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("either_path")]
 
 OLD, NEW = tags(3000, "old."), tags(2000, "new.")
 
@@ -123,7 +123,6 @@ def test_s8_what_is_open_stays_readable(mount: Daemon) -> None:
         assert first + file.read() == OLD
 
 
-@pytest.mark.usefixtures("either_path")
 def test_s8_what_is_open_stays_readable_while_the_store_is_not_ready(daemons: MakeDaemon, tmp_path: Path) -> None:
     flux = Flux.store(tmp_path / "store")
     flux.set_tags("app", OLD.encode())
@@ -178,7 +177,6 @@ def test_s9_shared_mmap_is_refused_on_a_read_write_mount(mount: Daemon) -> None:
         assert refused(lambda: mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)) == errno.ENODEV
 
 
-@pytest.mark.usefixtures("either_path")
 def test_s9_a_read_only_mount_maps_one_version(daemons: MakeDaemon, tmp_path: Path) -> None:
     flux = Flux.store(tmp_path / "store")
     flux.set_tags("app", OLD.encode())

@@ -24,7 +24,7 @@ from tests.support.programs import (
     tags,
 )
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("either_path")]
 
 RENAME_REFUSED = r"rename to tags\.txt refused"
 

@@ -13,7 +13,7 @@ from tests.conftest import MakeDaemon
 from tests.support.daemon import Daemon
 from tests.support.programs import Flux, listing, refused, shell, succeed, tags
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("either_path")]
 
 
 def test_s1_only_the_layout_is_shown(daemons: MakeDaemon, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.conftest import MakeDaemon
 from tests.support.daemon import Daemon, eventually
 from tests.support.programs import refused, shell, succeed, tags
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("either_path")]
 
 REFUSED = r"write refused"
 NOT_COMMITTED = r"closed and not committed"
