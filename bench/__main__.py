@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench import datasets, page, reads, record, scaling, storage, upkeep, writes
+from bench import datasets, onechange, page, reads, record, scaling, storage, upkeep, writes
 from bench.places import PROJECT
 from bench.results import Results
 
@@ -55,7 +55,7 @@ def groups(is_full: bool) -> dict[str, Callable[[Path, Results], None]]:
         writes.curves(work, 3 if is_full else 1, results)
 
     def keep(work: Path, results: Results) -> None:
-        upkeep.fresh_reads(work, 500 if is_full else 200, results)
+        onechange.fresh_reads(work, 500 if is_full else 200, results)
         upkeep.held_open(work, results)
         upkeep.measure(work, is_full, results)
 

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 from bench import datasets, places
-from bench.measure import cpu_of, memory_of, percentile
-from bench.upkeep import _change_beneath, _settled_memory
+from bench.measure import cpu_of, memory_of, percentile, settled_memory
+from bench.onechange import change_beneath
 from tagfs.events import PREFIX
 from tagfs.names import BASE
 
@@ -41,19 +41,19 @@ def measure(work: Path, data: datasets.DataSet, changes: int) -> None:
     datasets.write(data, None, store)
     with places.tagfs("tagfs", store, work / "mounted", "--read-only").started() as mounted:
         assert mounted.pid is not None
-        idle = _settled_memory(mounted.pid)
+        idle = settled_memory(mounted.pid)
         began, before = time.perf_counter(), cpu_of(mounted.pid)
         with open(mounted.point / ".changes", "rb") as stream:
             ready = json.loads(stream.readline())
             took, spent = time.perf_counter() - began, cpu_of(mounted.pid) - before
             assert ready["type"] == PREFIX + "ready" and ready["data"]["lists"] == data.lists, ready
-            listening = _settled_memory(mounted.pid)
+            listening = settled_memory(mounted.pid)
             print(f"{data.name}, read-only mount")
             print(f"  ready after {took:.2f} s, {spent:.2f} s of processor time")
             print(f"  resident {idle:.1f} MiB idle, {listening:.1f} while somebody listens", flush=True)
             tell(store, mounted, stream.fileno(), data, changes)
             print(f"  resident {memory_of(mounted.pid):.1f} MiB after {changes} changes")
-        print(f"  resident {_settled_memory(mounted.pid):.1f} MiB when the listener has gone")
+        print(f"  resident {settled_memory(mounted.pid):.1f} MiB when the listener has gone")
 
 
 def tell(store: Path, mounted: places.Place, stream: int, data: datasets.DataSet, changes: int) -> None:
@@ -68,7 +68,7 @@ def tell(store: Path, mounted: places.Place, stream: int, data: datasets.DataSet
         watch = libc.inotify_add_watch(inotify, os.fsencode(store / BASE / name), _MOVED_TO)
         plain = datasets.make_list(number * 7919 % len(names), data.tags or 1) + b"zz-%d\n" % number
         began = time.perf_counter()
-        _change_beneath(store, mounted, name, plain)
+        change_beneath(store, mounted, name, plain)
         os.read(inotify, 4096)
         bare.append(time.perf_counter() - began)
         line = b""

@@ -27,6 +27,9 @@ _INSTANCE = "tagfs-bench"
 _PATIENCE = 300.0
 """Seconds after which a program that hangs is ended."""
 
+_SETTLES = 20.0
+"""Seconds after which a process that is not quiet is taken as it is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:
@@ -101,6 +104,18 @@ def memory_of(pid: int, field: str = "VmRSS") -> float:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
     raise ProcessLookupError(f"{pid} has no {field}")
+
+
+def settled_memory(pid: int) -> float:
+    """MiB resident once a process has been quiet for a while."""
+    before, quiet = cpu_of(pid), 0
+    deadline = time.monotonic() + _SETTLES
+    while quiet < 8 and time.monotonic() < deadline:
+        time.sleep(0.25)
+        now = cpu_of(pid)
+        quiet = quiet + 1 if now - before < 0.002 else 0
+        before = now
+    return memory_of(pid)
 
 
 def forget_peak(pid: int) -> None:

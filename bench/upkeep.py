@@ -1,30 +1,35 @@
-"""Upkeep: what a mount costs that nobody is using: start, memory, idle processor time, and one change among many lists.
+"""Upkeep: what a mount costs that nobody is using: start, memory, idle processor time.
 
 Owns: the goals of a sidecar: small, quiet, and as cheap with 50,000 lists as with 100.
-Does not know: how fast reads and writes are.
+Does not know: how fast reads and writes are; what one change costs is `onechange`.
 """
 
-import errno
 import os
 import subprocess
 import time
 from pathlib import Path
 
-from bench import datasets, places
-from bench.measure import WrongAnswer, cpu_of, forget_peak, median, memory_of, percentile, wakeups_of, wakeups_since
+from bench import datasets, onechange, places
+from bench.measure import (
+    WrongAnswer,
+    cpu_of,
+    forget_peak,
+    median,
+    memory_of,
+    settled_memory,
+    wakeups_of,
+    wakeups_since,
+)
+from bench.onechange import change_through
 from bench.places import Place
 from bench.results import Results, Row, Table
-from tagfs.codec import ZSTD
-from tagfs.names import BASE, LIST
+from tagfs.names import LIST
 
 FEW = 100
 SOME = 5_000
 MANY = 50_000
 _TAGS = 10
-_CHANGES = 100
-_PATIENCE = 20.0
 _WORKER_LIFE = 12.0
-_LATER = 0.02
 
 
 def measure(work: Path, is_full: bool, results: Results) -> None:
@@ -33,7 +38,7 @@ def measure(work: Path, is_full: bool, results: Results) -> None:
         datasets.write(datasets.synthetic(count, _TAGS), None, store)
     _start(stores, work, 3, results)
     _memory(stores, work, is_full, results)
-    _one_change(stores, work, results)
+    onechange.costs({count: stores[count] for count in (FEW, MANY)}, work, results)
     _idle(stores[SOME], work, 60 if is_full else 15, results)
 
 
@@ -71,7 +76,7 @@ def _memory(stores: dict[int, Path], work: Path, is_full: bool, results: Results
                 assert mounted.pid is not None
                 if count:
                     _visit(mounted)
-                shown.append(_settled_memory(mounted.pid))
+                shown.append(settled_memory(mounted.pid))
         what = f"{count:,} lists, after find and grep over them" if count else "empty"
         rows.append((what, _mib(shown[0]), _mib(shown[1]) if shown[1:] else "–"))
         results.rows.append(
@@ -81,47 +86,13 @@ def _memory(stores: dict[int, Path], work: Path, is_full: bool, results: Results
     results.tables.append(Table("Resident memory of an idle mount", ("", "read-only", "read-write"), tuple(rows)))
 
 
-def _one_change(stores: dict[int, Path], work: Path, results: Results) -> None:
-    rows = []
-    for how, flags, change in (
-        ("beneath a read-only mount", ("--read-only",), _change_beneath),
-        ("through a read-write mount", (), _change_through),
-    ):
-        cost: dict[int, float] = {}
-        stale = 0
-        for count in (FEW, MANY):
-            with places.tagfs("tagfs", stores[count], work / "changing", *flags).started() as mounted:
-                assert mounted.pid is not None
-                _find(mounted)
-                _settled_memory(mounted.pid)
-                before = cpu_of(mounted.pid)
-                for number in range(_CHANGES):
-                    name = datasets.name_of(number * (count // _CHANGES))
-                    plain = datasets.make_list(number, _TAGS + 1)
-                    change(stores[count], mounted, name, plain)
-                    # Most programs come later: who reads at once asks again and again, which is no cost of the change.
-                    time.sleep(_LATER)
-                    stale += _await_bytes(mounted.lists / name / LIST, plain)
-                cost[count] = (cpu_of(mounted.pid) - before) / _CHANGES * 1000
-        rows.append((how, f"{cost[FEW]:.2f}", f"{cost[MANY]:.2f}", f"{stale}, in {2 * _CHANGES} changes"))
-        key = how.split()[0]
-        results.rows += [
-            Row(f"one-change/{key}", f"one change {how} of {MANY:,} lists, and its first read",
-                f"{cost[MANY]:.2f} ms CPU", "goal 1 ms", cost[MANY], 1.0),
-            Row(f"one-change-grows/{key}", f"the same, against {FEW} lists",
-                f"{cost[MANY]:.2f} ms CPU", f"{cost[FEW]:.2f} ms", cost[MANY] / cost[FEW], 1.5),
-        ]  # fmt: skip
-    head = ("", f"{FEW} lists", f"{MANY:,} lists", "times that a reader met ESTALE")
-    results.tables.append(Table("One change and the first read after it: the daemon's CPU ms", head, tuple(rows)))
-
-
 def _idle(store: Path, work: Path, seconds: float, results: Results) -> None:
     rows = []
     for how, flags in (("read-only", ("--read-only",)), ("read-write", ())):
         with places.tagfs("tagfs", store, work / "idle", *flags).started() as mounted:
             assert mounted.pid is not None
             _visit(mounted)
-            _settled_memory(mounted.pid)
+            settled_memory(mounted.pid)
             # A worker thread that has nothing to do ends after ten seconds; what comes after that is what stays.
             time.sleep(_WORKER_LIFE)
             cpu, wakeups = cpu_of(mounted.pid), wakeups_of(mounted.pid)
@@ -139,27 +110,6 @@ def _idle(store: Path, work: Path, seconds: float, results: Results) -> None:
     results.tables.append(Table("An idle mount of 5,000 lists", head, tuple(rows)))
 
 
-def fresh_reads(work: Path, changes: int, results: Results) -> None:
-    """A list is renamed into place beneath a read-only mount; how long until the mount shows it."""
-    store = work / "beneath"
-    datasets.write(datasets.synthetic(FEW, 400), None, store)
-    took = []
-    with places.tagfs("tagfs", store, work / "beneath-mount", "--read-only").started() as mounted:
-        _visit(mounted)
-        for number in range(changes):
-            name = datasets.name_of(number % FEW)
-            plain = datasets.make_list(changes + number, 400)
-            _change_beneath(store, mounted, name, plain)
-            began = time.perf_counter()
-            _await_bytes(mounted.lists / name / LIST, plain)
-            took.append((time.perf_counter() - began) * 1000)
-    half, most = percentile(took, 50), percentile(took, 99)
-    results.rows += [
-        Row("fresh-read/p50", "rename beneath to fresh read, p50", f"{half:.2f} ms", "goal 1 ms", half, 1.0),
-        Row("fresh-read/p99", "rename beneath to fresh read, p99", f"{most:.1f} ms", "goal 20 ms", most / 20, 1.0),
-    ]
-
-
 def held_open(work: Path, results: Results) -> None:
     """100 handles on versions of the 10 largest real lists, each version replaced while it is held."""
     every = sorted(datasets.real().every(), key=lambda one: len(one[1]), reverse=True)[:10]
@@ -175,7 +125,7 @@ def held_open(work: Path, results: Results) -> None:
             for version in range(10):
                 for name, plain in every:
                     shown = plain + b"held-%d\n" % version
-                    _change_through(store, mounted, name, shown)
+                    change_through(store, mounted, name, shown)
                     descriptor = os.open(mounted.lists / name / LIST, os.O_RDONLY)
                     held.append(descriptor)
                     if os.pread(descriptor, 1 << 22, 0) != shown:
@@ -202,57 +152,10 @@ def held_open(work: Path, results: Results) -> None:
     )  # fmt: skip
 
 
-def _change_beneath(store: Path, mounted: Place, name: str, plain: bytes) -> None:
-    """As another program that writes into the store: a temporary file renamed over the list."""
-    directory = store / BASE / name
-    suffix = ZSTD.suffix if (directory / (LIST + ZSTD.suffix)).exists() else ""
-    scratch = directory / f"{LIST}123"
-    scratch.write_bytes(ZSTD.encode(plain) if suffix else plain)
-    scratch.rename(directory / (LIST + suffix))
-
-
-def _change_through(store: Path, mounted: Place, name: str, plain: bytes) -> None:
-    scratch = mounted.lists / name / f"{LIST}123"
-    scratch.write_bytes(plain)
-    scratch.rename(mounted.lists / name / LIST)
-
-
-def _await_bytes(path: Path, plain: bytes) -> int:
-    """Read a list until it is `plain`; -> how often it was ESTALE meanwhile: replaced between the open and the read."""
-    deadline = time.monotonic() + _PATIENCE
-    stale = 0
-    while True:
-        try:
-            if path.read_bytes() == plain:
-                return stale
-        except OSError as error:
-            if error.errno != errno.ESTALE:
-                raise
-            stale += 1
-        if time.monotonic() > deadline:
-            raise WrongAnswer(f"{path} is still the old list after {_PATIENCE:.0f} s")
-
-
-def _find(mounted: Place) -> None:
-    subprocess.run(("find", "."), cwd=mounted.lists, stdout=subprocess.PIPE, check=True)
-
-
 def _visit(mounted: Place) -> None:
     """find and grep over every list."""
-    _find(mounted)
+    subprocess.run(("find", "."), cwd=mounted.lists, stdout=subprocess.PIPE, check=True)
     subprocess.run(("grep", "-rc", "alpine", "."), cwd=mounted.lists, stdout=subprocess.PIPE, check=False)
-
-
-def _settled_memory(pid: int) -> float:
-    """MiB resident once the daemon has been quiet for a while."""
-    before, quiet = cpu_of(pid), 0
-    deadline = time.monotonic() + _PATIENCE
-    while quiet < 8 and time.monotonic() < deadline:
-        time.sleep(0.25)
-        now = cpu_of(pid)
-        quiet = quiet + 1 if now - before < 0.002 else 0
-        before = now
-    return memory_of(pid)
 
 
 def _mib(value: float) -> str:
