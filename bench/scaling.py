@@ -10,10 +10,9 @@ from pathlib import Path
 
 from bench import datasets, places
 from bench.measure import cpu_of, median, memory_of
-from bench.peers.inprocess import Tagfs
+from bench.peers.lists import Tagfs
 from bench.results import Chart, Results, Table
 from tagfs import taglist
-from tagfs.disk import Disk
 from tagfs.names import LIST, RepositoryKey
 
 _TAGS = 10
@@ -65,7 +64,7 @@ def by_tags(work: Path, counts: tuple[int, ...], results: Results) -> None:
         # Of the three ways of tagging, each of which compresses differently.
         keys = [RepositoryKey(*datasets.name_of(number).split("/")) for number in range(3)]
         lists = [datasets.make_list(number, count) for number in range(3)]
-        stored = Tagfs(store, Disk())
+        stored = Tagfs(str(store))
         setting = []
         for turn in range(_ROUNDS):
             # A list that is as it was costs less: each turn leaves another tag out.

@@ -94,11 +94,11 @@ class Convert(Visitor):
     def run(self) -> Iterator[None]:
         """Raises ListCorrupt where unreadable lists keep the store at its format; OSError: begin again."""
         root = self._store.root
-        for name in self._store.stages.names():
-            self._store.stages.unlink(name)
         if self.conversion.format < self._target:
             sentinel.write_version(self._disk, root, self._target)
             self.conversion.format = self._target
+        for name in self._store.stages.names():
+            self._store.stages.unlink(name)
         group: list[_Staged] = []
         try:
             with closing(walk(self._disk, root, self)) as keys:

@@ -7,7 +7,7 @@ Does not know: what is in a list.
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 from tagfs import sentinel, variants
 from tagfs.disk import Disk
@@ -169,6 +169,7 @@ class Directories(Store):
     def _close_root(self) -> None:
         """Whoever still has this store is told so: the number of a closed descriptor may be another file's."""
         root, self.root = self.root, _CLOSED
+        self._currency.close()
         self.disk.close(root)
 
     def _require_open(self) -> int:
@@ -182,29 +183,50 @@ class Directories(Store):
         if not self._currency.holds():
             raise StoreWaiting("the store was wiped, or its version changed, beneath")
 
-    def _open_or_make(self, key: RepositoryKey) -> int:
-        """The descriptor of the directory of a key, made with the one above it where they are missing."""
+    def _open_or_make(self, key: RepositoryKey) -> tuple[int, int | None]:
+        """The descriptors of the directory of a key and, where it was made just now, of the one above it, which is made
+        as well where it is missing.  For a writer that has seen that the store is current."""
         with suppress(OSError):
-            return self.disk.open_below(self._require_open(), key.directory)
+            return self.disk.open_below(self._require_open(), key.directory), None
         try:
-            self.make_repository(key)
+            return self._made(key)
         except RepositoryMissing:
             with suppress(AlreadyExists):
                 self.make_namespace(key.namespace)
-            with suppress(AlreadyExists):
-                self.make_repository(key)
-        except AlreadyExists:
-            pass
-        return self._open((key.namespace, key.name))
+            return self._made(key)
 
-    def _syncing(self, key: RepositoryKey, files: tuple[int, ...] = (), directory: int | None = None) -> Work[None]:
-        """Make files durable, a directory, and the entries of all directories above a list: these once in the life of
-        the store."""
+    def _made(self, key: RepositoryKey) -> tuple[int, int | None]:
+        above = self._open((key.namespace,))
+        try:
+            self._make_dir(above, key.name, (key.namespace, key.name))
+            return self.disk.open_dir(above, key.name), above
+        except AlreadyExists:
+            self.disk.close(above)
+            return self._open((key.namespace, key.name)), None
+        except BaseException:
+            self.disk.close(above)
+            raise
+
+    def _syncing(
+        self, key: RepositoryKey, files: tuple[int, ...] = (), directory: int | None = None, above: int | None = None
+    ) -> Work[None]:
+        """Make files durable, a directory, and the entries of all directories over a list: these once in the life of
+        the store.  `above`, where it is open already, is the directory of the namespace."""
         paths = [p for p in ((), (key.namespace,), (key.namespace, key.name)) if p not in self._durable]
-        with ExitStack() as opened:
-            above = [opened.enter_context(self.opened(*path[:-1])) if path else self.root for path in paths]
-            directories = above if directory is None else [directory, *above]
-            yield Unsynced(self.together, self.disk, files, tuple(directories))
+        directories = [] if directory is None else [directory]
+        opened: list[int] = []
+        try:
+            for path in paths:
+                if not path:
+                    directories.append(self.root)
+                elif above is not None and len(path) == 2:
+                    directories.append(above)
+                else:
+                    opened.append(self._open(path[:-1]))
+            yield Unsynced(self.together, self.disk, files, (*directories, *opened))
+        finally:
+            for descriptor in opened:
+                self.disk.close(descriptor)
         self._durable.update(paths)
 
     def _variants(self, directory: int) -> list[Variant]:

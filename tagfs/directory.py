@@ -40,7 +40,7 @@ class DirectoryStore(Directories):
         self.policy = policy
         # INVARIANT: a list whose current version has this identity is durable.
         self._settled: dict[RepositoryKey, tuple[int, ...]] = {}
-        self.stages = StageDirectory(disk, root)
+        self.stages = StageDirectory(disk, root, self._require_current)
 
     # -- reading
 
@@ -107,10 +107,16 @@ class DirectoryStore(Directories):
 
     # -- writing
 
+    def replace(self, key: RepositoryKey, plain: bytes, mtime_ns: int | None = None) -> Version:
+        return self.publish(self._staged(key, plain), mtime_ns)  # which looks whether the store is current
+
     def stage(self, key: RepositoryKey, plain: bytes) -> Stage:
+        self._require_current()
+        return self._staged(key, plain)
+
+    def _staged(self, key: RepositoryKey, plain: bytes) -> Stage:
         if len(plain) > self.policy.list_limit:
             raise ListTooLarge(f"{key}: {len(plain)} bytes, --max-list-size allows {self.policy.list_limit}")
-        self._require_current()
         codec = self.policy.codec_for(len(plain))
         name, file = self.stages.create()
         stage = _StagedFile(key, len(plain), codec, name, file)
@@ -131,13 +137,13 @@ class DirectoryStore(Directories):
         name = LIST + stage.codec.suffix
         try:
             self._require_current()
-            directory = self._open_or_make(key)
+            directory, above = self._open_or_make(key)
             try:
-                stale = [variant for variant in self._variants(directory) if variant.name != name]
-                hidden = self._hidden(directory)
+                # In a directory that was made just now there is nothing that a list supersedes.
+                stale, hidden = self._superseded(directory, name) if above is None else ([], [])
                 later_mtime_ns = self._outrank(stage, stale, mtime_ns)
-                yield from self._syncing(key, (stage.file,))
-                disk.rename(self.stages.descriptor, stage.name, directory, name)
+                yield from self._syncing(key, (stage.file,), above=above)
+                self.stages.move(stage.name, directory, name)
                 stage.is_used_up = True
                 try:
                     yield Unsynced(self.together, disk, directories=(directory,))
@@ -154,6 +160,8 @@ class DirectoryStore(Directories):
                     raise CommitUncertain(f"{key}: {error.strerror} after the rename") from error
             finally:
                 disk.close(directory)
+                if above is not None:
+                    disk.close(above)
         finally:
             self.discard(stage)
 
@@ -254,6 +262,12 @@ class DirectoryStore(Directories):
     def close(self) -> None:
         self.stages.close()
         self._close_root()
+
+    def _superseded(self, directory: int, name: str) -> tuple[list[Variant], list[str]]:
+        """(the other variants, the names of hidden ones) that a list which is stored under `name` replaces."""
+        if all(there == name for there, _ in self.disk.names(directory)):
+            return [], []  # one listing, where nearly always there is nothing else, costs less than six looks
+        return [variant for variant in self._variants(directory) if variant.name != name], self._hidden(directory)
 
     def _outrank(self, stage: "_StagedFile", stale: list[Variant], mtime_ns: int | None) -> int | None:
         """Set the time of a stage; -> the time to set once every stale variant is gone, None where it is set now.

@@ -6,9 +6,8 @@ Measured in docs/decisions/0010-groups-of-commits.md.
 """
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from time import monotonic
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from tagfs.disk import Disk
 
@@ -30,8 +29,7 @@ _GROUPED_KINDS = frozenset({0xEF53})
 measured."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """Something that blocks, of which nothing else is known."""
 
     call: Callable[[], object]
@@ -86,8 +84,7 @@ class Together:
             self._rest = REST
 
 
-@dataclass(frozen=True, slots=True)
-class Unsynced:
+class Unsynced(NamedTuple):
     """Open files and directories that have to be durable."""
 
     together: Together

@@ -8,7 +8,7 @@ program finishes what the other began.
 
 import re
 import stat
-import time
+import threading
 from dataclasses import dataclass
 from enum import Enum
 
@@ -28,9 +28,6 @@ _FORMAT_TEXTS = frozenset(map(str, FORMATS))
 _NAMES_SHOWN = 5
 _VERSION_LIMIT = 64
 """Bytes of a version sentinel; a longer one says nothing that is known."""
-
-_TOLD_APART_NS = 1_000_000_000
-"""After that long a change of a file has another ctime than the last one: more than the coarsest clock's tick."""
 
 _NO_FILE = "(no regular file)"
 
@@ -171,30 +168,46 @@ def is_current(disk: Disk, root: int, format_: int) -> bool:
 
 
 class Currency:
-    """Asks `is_current` before every commit, and reads the sentinel only where its file may be another one."""
+    """Asks `is_current` before every commit, without opening the version sentinel each time."""
 
     def __init__(self, disk: Disk, root: int, format_: int) -> None:
         self._disk = disk
         self._root = root
         self._format = format_
-        # INVARIANT: a sentinel of this status says the format, and any change of it since has shown in its status.
-        self._known: tuple[int, ...] = ()
+        # INVARIANT: open as long as `_inode` is known, so that no other file gets that number.
+        self._file: int | None = None
+        self._inode: tuple[int, int] | None = None
+        self._lock = threading.Lock()
 
     def holds(self) -> bool:
-        try:
-            if _exists(self._disk, self._root, WIPE_SENTINEL):
+        with self._lock:
+            try:
+                if _exists(self._disk, self._root, WIPE_SENTINEL):
+                    return False
+                status = self._disk.stat(self._root, VERSION_SENTINEL)
+                if not stat.S_ISREG(status.st_mode):
+                    return False
+                file = self._file
+                if file is None or self._inode != (status.st_ino, status.st_dev):
+                    file = self._reopened()
+            except FileNotFoundError:
                 return False
-            status = self._disk.stat(self._root, VERSION_SENTINEL)
-        except FileNotFoundError:
-            return False
-        found = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-        if found == self._known:
-            return True
-        if not is_current(self._disk, self._root, self._format):
-            return False
-        if time.time_ns() - status.st_ctime_ns > _TOLD_APART_NS:
-            self._known = found
-        return True
+            return _text_of(self._disk, file) == str(self._format)
+
+    def close(self) -> None:
+        with self._lock:
+            file, self._file, self._inode = self._file, None, None
+            if file is not None:
+                self._disk.close(file)
+
+    def _reopened(self) -> int:
+        earlier, self._inode = self._file, None
+        self._file = self._disk.open_file(self._root, VERSION_SENTINEL)
+        if earlier is not None:
+            self._disk.close(earlier)
+        status = self._disk.stat_open(self._file)
+        self._inode = status.st_ino, status.st_dev
+        return self._file
 
 
 def _read_version(disk: Disk, root: int) -> str:
@@ -202,9 +215,14 @@ def _read_version(disk: Disk, root: int) -> str:
         return _NO_FILE
     file = disk.open_file(root, VERSION_SENTINEL)
     try:
-        text = disk.read(file, _VERSION_LIMIT + 1)
+        return _text_of(disk, file)
     finally:
         disk.close(file)
+
+
+def _text_of(disk: Disk, file: int) -> str:
+    """What a version sentinel says, shortened where that is nothing that is known."""
+    text = disk.read(file, _VERSION_LIMIT + 1)
     if len(text) > _VERSION_LIMIT:
         return text[:_NAMES_SHOWN].decode("ascii", "backslashreplace") + "…"
     return text.strip().decode("ascii", "backslashreplace")

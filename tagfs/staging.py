@@ -6,6 +6,7 @@ Does not know: keys, codecs.
 
 import os
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 from tagfs.disk import Disk
@@ -16,11 +17,13 @@ _CLOSED = -1
 
 
 class StageDirectory:
-    """The directory STAGE_DIRECTORY of the store `root`; made when it is first needed, and again if it is removed."""
+    """The directory STAGE_DIRECTORY of the store `root`; made when it is first needed, and again if it is removed,
+    unless `require_current` raises: then the store is gone as well."""
 
-    def __init__(self, disk: Disk, root: int) -> None:
+    def __init__(self, disk: Disk, root: int, require_current: Callable[[], None]) -> None:
         self._disk = disk
         self._root = root
+        self._require_current = require_current
         self._descriptor: int | None = None
         # INVARIANT: stays open until `close`, because another thread may be about to use one of them.
         self._removed: list[int] = []
@@ -34,6 +37,7 @@ class StageDirectory:
                     return self._descriptor
                 self._removed.append(self._descriptor)
                 self._descriptor = None
+            self._require_current()
             with suppress(FileExistsError):
                 self._disk.make_dir(self._root, STAGE_DIRECTORY)
             self._descriptor = self._disk.open_dir(self._root, STAGE_DIRECTORY)
@@ -43,6 +47,12 @@ class StageDirectory:
         """(name, descriptor) of a new file, open for writing."""
         name = os.urandom(8).hex()
         return name, self._disk.create(self.descriptor, name)
+
+    def move(self, name: str, directory: int, to_name: str) -> None:
+        """Rename a file that `create` made out of the stage directory; FileNotFoundError where that is another now."""
+        with self._lock:
+            descriptor = self._descriptor
+        self._disk.rename(self.descriptor if descriptor is None else descriptor, name, directory, to_name)
 
     def names(self) -> list[str]:
         """The files in it: before the first `create`, all of a writer that is gone."""

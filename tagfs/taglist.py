@@ -42,7 +42,9 @@ def encode(tags: Iterable[str]) -> bytes:
 def decode(plain: bytes) -> list[str]:
     """The bytes of a list -> its tags, not validated."""
     tags = plain.decode("ascii", "replace").split("\n")
-    return tags if tags[-1] else tags[:-1]
+    if not tags[-1]:
+        tags.pop()
+    return tags
 
 
 def count(plain: bytes) -> int:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from tagfs.errors import StoreRefused, StoreWaiting
 from tagfs.sentinel import Condition, Currency, is_current, prepare, require_ready
 from tests.support.faulty_disk import FaultyDisk
 from tests.support.places import fast_directory, open_descriptors
+from tests.support.simulated_disk import SimulatedDisk
 from tests.support.stores import KEY, LARGE, SMALL, write_natively
 
 VERSION = ".storage-version"
@@ -385,37 +385,61 @@ def test_a_store_that_vanished_is_not_current(place: Place) -> None:
     place.path.mkdir()
 
 
-def test_a_sentinel_is_read_again_when_it_was_changed_and_not_before(place: Place) -> None:
-    class Counting(Disk):
-        reads = 0
+def _write_over(place: Place) -> None:
+    with (place.path / VERSION).open("r+") as file:
+        file.write("2")
 
-        def read(self, file: int, size: int, offset: int = 0) -> bytes:
-            self.reads += 1
-            return super().read(file, size, offset)
 
-    disk = Counting()
+def _make_a_link(place: Place) -> None:
+    (place.path / VERSION).unlink()
+    (place.path / VERSION).symlink_to("/etc/hostname")
+
+
+CHANGES: dict[str, Callable[[Place], object]] = {
+    "written over": _write_over,
+    "replaced": lambda place: sentinel.write_version(place.disk, place.root, 2),
+    "removed": lambda place: (place.path / VERSION).unlink(),
+    "made a link": _make_a_link,
+    "marked": lambda place: place.files(MARKER),
+    "gone": lambda place: shutil.rmtree(place.path),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_a_change_of_the_sentinels_is_seen_at_the_next_look(place: Place, change: Callable[[Place], object]) -> None:
     place.version("3\n")
-    currency = Currency(disk, place.root, 3)
-    assert currency.holds() and currency.holds()
-    assert disk.reads == 2, "what was changed a moment ago may change again without a trace"
-    _age(disk, place.root)
+    currency = Currency(place.disk, place.root, 3)
+    for _ in range(3):
+        assert currency.holds()
+    change(place)
+    for _ in range(3):
+        assert not currency.holds()
+    currency.close()
+    place.path.mkdir(exist_ok=True)
+
+
+def test_a_sentinel_that_is_put_back_holds_again(place: Place) -> None:
+    place.version("3\n")
+    currency = Currency(place.disk, place.root, 3)
+    for format_, is_current_ in ((2, False), (3, True), (3, True), (2, False)):
+        sentinel.write_version(place.disk, place.root, format_)
+        assert currency.holds() is is_current_
+    currency.close()
+
+
+def test_a_sentinel_is_opened_once_and_closed_with_its_store(place: Place) -> None:
+    disk = SimulatedDisk()
+    root = disk.open_root("/")
+    sentinel.write_version(disk, root, 3)
+    currency = Currency(disk, root, 3)
     assert currency.holds()
-    before = disk.reads
-    assert currency.holds() and currency.holds()
-    assert disk.reads == before
-    for change in (lambda: place.version("2\n"), lambda: place.files(MARKER), lambda: shutil.rmtree(place.path)):
-        change()
-        assert not currency.holds()
-        assert not currency.holds()
-        place.path.mkdir(exist_ok=True)
-
-
-def _age(disk: Disk, root: int) -> None:
-    """Wait until a change of the version sentinel could not go unseen."""
-    deadline = time.monotonic() + 10
-    while time.time_ns() - disk.stat(root, VERSION).st_ctime_ns <= 1_000_000_000:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    opened = disk.open_descriptors
+    assert currency.holds()
+    sentinel.write_version(disk, root, 3)
+    assert currency.holds()
+    assert disk.open_descriptors == opened
+    currency.close()
+    assert disk.open_descriptors == opened - 1
 
 
 def test_an_error_of_the_disk_is_no_wiped_store(place: Place) -> None:

@@ -581,7 +581,7 @@ class WritesInPlace(DirectoryStore):
 
     def replace(self, key: RepositoryKey, plain: bytes, mtime_ns: int | None = None) -> Version:
         codec = self.policy.codec_for(len(plain))
-        self.disk.close(self._open_or_make(key))
+        self.disk.close(self._open_or_make(key)[0])
         done(self._syncing(key))
         with self.opened(key.namespace, key.name) as directory:
             for variant in self._variants(directory):
