@@ -1,21 +1,17 @@
 """Libfuse: the channel through pyfuse3, for every kind of mount.  Async.
 
-Owns: pyfuse3's life: what it waits with, how its end is told from an error.
+Owns: pyfuse3's life; how its end is told from an error.
 Does not know: how a request is answered.
 """
 
 import errno
 import logging
 import os
-from collections.abc import Callable
-from typing import Any
 
 import pyfuse3
-import trio
 
 from tagfs.channel import Channel
 from tagfs.errors import MountRefused
-from tagfs.lean import Lean
 from tagfs.operations import Operations
 from tagfs.settings import MountSettings
 from tagfs.timings import Timings
@@ -23,11 +19,10 @@ from tagfs.tree import Tree
 
 
 class Libfuse(Channel):
-    """Answers with `operations`; `is_busy` says whether steps are under way, of whose end the loop is told."""
+    """Answers with `operations`."""
 
-    def __init__(self, operations: Operations, is_busy: Callable[[], bool]) -> None:
+    def __init__(self, operations: Operations) -> None:
         self._operations = operations
-        self._trio: Any = Lean(is_busy)
         logging.getLogger("pyfuse3").addFilter(_is_news)
 
     @property
@@ -53,8 +48,6 @@ class Libfuse(Channel):
         if settings.allow_other:
             options.add("allow_other")
         target = os.path.realpath(settings.mountpoint) if settings.device is None else f"/dev/fd/{settings.device}"
-        # The name in which it looks up what it waits with, as for its own asyncio mode.
-        vars(pyfuse3)["trio"] = self._trio if settings.fast_path else trio
         try:
             pyfuse3.init(self._operations, target, options)
         except RuntimeError as error:
@@ -79,7 +72,6 @@ class Libfuse(Channel):
 
     def close(self) -> None:
         pyfuse3.close(unmount=False)
-        vars(pyfuse3)["trio"] = trio
 
     def forget_entry(self, directory: int, name: bytes) -> None:
         pyfuse3.invalidate_entry(directory, name)

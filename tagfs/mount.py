@@ -367,7 +367,7 @@ def _channel(settings: MountSettings, commits: Commits) -> Channel:
     from tagfs.libfuse import Libfuse
     from tagfs.operations import Operations
 
-    return Libfuse(Operations(uid, gid, commits, not settings.read_only), lambda: commits.depth > 0)
+    return Libfuse(Operations(uid, gid, commits, not settings.read_only))
 
 
 def _room_for_pins() -> int:
