@@ -1,7 +1,7 @@
 """Changes: what happened in the backing directory beneath a mount, as inotify tells it.  Async.
 
 Owns: the inotify descriptor, which directories are watched, the meaning of events.
-Does not know: FUSE, what a list is.
+Does not know: FUSE, what is in a list.
 Source: inotify(7).
 """
 
@@ -12,12 +12,13 @@ import os
 import struct
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import trio
 
+from tagfs.codec import CODECS
 from tagfs.errors import RepositoryMissing
-from tagfs.names import BASE
+from tagfs.names import BASE, LIST
 from tagfs.watches import Watches
 
 log = logging.getLogger(__name__)
@@ -37,11 +38,13 @@ _READ_SIZE = 1 << 16
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+_VARIANTS = frozenset((LIST + codec.suffix).encode() for codec in CODECS)
+
+
+class Change(NamedTuple):
     """`name` changed in the directory `path` below the base, or is another directory now; `path` None is the store
-    itself.  `is_lost`: what happened is not known (an overflow, or the store's directory itself was moved, removed or
-    unmounted)."""
+    itself.  Of a repository it is LIST, whichever variant changed.  `is_lost`: what happened is not known (an overflow,
+    or the store's directory itself was moved, removed or unmounted)."""
 
     path: tuple[str, ...] | None
     name: str
@@ -58,13 +61,14 @@ class Changes:
 
     def __init__(self, opened: Callable[..., AbstractContextManager[int]], root: int) -> None:
         self._opened = opened
-        self._descriptor = _check(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self.descriptor: int = _check(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        """Readable where something has happened."""
         self._watches = Watches()
         self._is_exhausted = False
         try:
             self._add(None, root)
         except OSError:
-            os.close(self._descriptor)
+            os.close(self.descriptor)
             raise
 
     def cover(self, path: tuple[str, ...]) -> bool:
@@ -96,40 +100,43 @@ class Changes:
         """Whether the store's directory itself has gone, so that nothing more will be told of it."""
         return None not in self._watches
 
+    def read(self) -> list[Change]:
+        """What happened since this was last asked, each once; OSError."""
+        try:
+            raw = os.read(self.descriptor, _READ_SIZE)
+        except BlockingIOError:
+            return []
+        return self._decode(raw)
+
     async def happened(self) -> list[Change]:
-        """What happened since this was last asked, as soon as there is something."""
+        """The same, as soon as there is something."""
         while True:
-            await trio.lowlevel.wait_readable(self._descriptor)
-            try:
-                raw = os.read(self._descriptor, _READ_SIZE)
-            except BlockingIOError:
-                continue
-            batch = list(dict.fromkeys(self._decode(raw)))
+            await trio.lowlevel.wait_readable(self.descriptor)
+            batch = self.read()
             if batch:
                 return batch
 
     def close(self) -> None:
-        trio.lowlevel.notify_closing(self._descriptor)
-        os.close(self._descriptor)
+        trio.lowlevel.notify_closing(self.descriptor)
+        os.close(self.descriptor)
 
     def _add(self, path: tuple[str, ...] | None, directory: int) -> None:
-        watch = _check(_libc.inotify_add_watch(self._descriptor, b"/proc/self/fd/%d" % directory, _MASK))
+        watch = _check(_libc.inotify_add_watch(self.descriptor, b"/proc/self/fd/%d" % directory, _MASK))
         self._watches.put(path, watch)
 
     def _decode(self, raw: bytes) -> list[Change]:
-        changes = []
+        changes: dict[Change, None] = {}
         position = 0
         while position < len(raw):
             watch, mask, _, length = _EVENT.unpack_from(raw, position)
-            position += _EVENT.size
-            name = os.fsdecode(raw[position : position + length].rstrip(b"\0"))
-            position += length
+            position += _EVENT.size + length
+            name = raw[position - length : position].rstrip(b"\0")
             change = self._interpret(watch, mask, name)
             if change is not None:
-                changes.append(change)
-        return changes
+                changes[change] = None
+        return list(changes)
 
-    def _interpret(self, watch: int, mask: int, name: str) -> Change | None:
+    def _interpret(self, watch: int, mask: int, name: bytes) -> Change | None:
         if mask & _OVERFLOW:
             log.warning("inotify lost events: everything that the kernel keeps of this mount is looked up again")
             self._remove_below(())  # moves and removals of directories were lost as well
@@ -145,14 +152,18 @@ class Changes:
             self._remove_below(path)
             # The directory above may not be watched, because watches had run out.
             return Change(path[:-1], path[-1]) if path else Change(None, BASE)
+        if path is not None and len(path) == 2:
+            # The files that a list is written to before it is renamed into place are nobody's news.
+            return Change(path, LIST) if name in _VARIANTS else None
         if mask & _ISDIR and mask & _ATTRIB:
             return None
+        text = os.fsdecode(name)
         if mask & _ISDIR and mask & (_MOVED_FROM | _MOVED_TO | _DELETE):
             if path is not None:
-                self._remove_below((*path, name))
-            elif name == BASE:
+                self._remove_below((*path, text))
+            elif text == BASE:
                 self._remove_below(())
-        return Change(path, name)
+        return Change(path, text)
 
     def _remove_below(self, path: tuple[str, ...]) -> None:
         """Remove the watches of a directory and of all below it."""
@@ -163,7 +174,7 @@ class Changes:
         watch = self._watches.remove(path)
         if watch is not None:
             with suppress(OSError):
-                _check(_libc.inotify_rm_watch(self._descriptor, watch))
+                _check(_libc.inotify_rm_watch(self.descriptor, watch))
 
 
 class Unwatched:
@@ -172,14 +183,18 @@ class Unwatched:
     EVERY = 1.0
     """Seconds."""
 
+    descriptor = None
     is_lost = False
 
     def cover(self, path: tuple[str, ...]) -> bool:
         return False
 
+    def read(self) -> list[Change]:
+        return [Change(None, "")]
+
     async def happened(self) -> list[Change]:
         await trio.sleep(self.EVERY)
-        return [Change(None, "")]
+        return self.read()
 
     def close(self) -> None:
         pass

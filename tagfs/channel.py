@@ -5,6 +5,9 @@ Does not know: which ones there are.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import trio
 
 from tagfs.settings import MountSettings
 from tagfs.timings import Timings
@@ -29,6 +32,11 @@ class Channel(ABC):
     @abstractmethod
     async def serve(self) -> None:
         """Answer until it is unmounted, its connection cut, or `terminate` called."""
+
+    async def attend(self, descriptor: int, look: Callable[[], bool]) -> None:
+        """Call `look` now, and each time that `descriptor` is readable, until it returns False."""
+        while look():
+            await trio.lowlevel.wait_readable(descriptor)
 
     @abstractmethod
     def terminate(self) -> None:

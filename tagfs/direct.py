@@ -28,9 +28,9 @@ from tagfs.wire import Malformed, Opcode
 
 log = logging.getLogger(__name__)
 
-LINGER_MS = 1
-"""How long the loop waits for the next request itself: a program sends it 10 µs after an answer, and being woken by
-trio's own wait costs as much as a request.  Other tasks wait so long for their turn, at most."""
+LINGER = 0.001
+"""Seconds.  How long the loop waits for the next request itself: a program sends it 10 µs after an answer, and being
+woken by trio's own wait costs as much as a request.  Other tasks wait so long for their turn, at most."""
 
 TURN = 0.002
 """Seconds of requests after which other tasks have their turn, however many more there are."""
@@ -39,7 +39,7 @@ LISTED = 1 << 16
 """Bytes of a listing at once, at most: some 400 entries, each a look at the store, before others have their turn."""
 
 REST_AFTER = 10.0
-"""Seconds without a request after which bytes that were kept for the next one go."""
+"""Seconds without a request after which bytes that were kept for the next one go; they may take twice as long."""
 
 _UNANSWERED = (Opcode.FORGET, Opcode.BATCH_FORGET)
 
@@ -52,6 +52,10 @@ class Direct(RawChannel):
 
     def __init__(self, uid: int, gid: int) -> None:
         super().__init__(uid, gid)
+        self._poller = select.epoll()
+        # INVARIANT: those descriptors beside the device that the poller waits for.
+        self._attended: dict[int, Callable[[], None]] = {}
+        self._asked = trio.Event()
         self._answers: dict[int, Callable[[bytes, int], Answer]] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.FORGET: lambda request, node: self._forget(Opcode.FORGET, request, node),
@@ -67,37 +71,72 @@ class Direct(RawChannel):
             Opcode.RELEASEDIR: lambda request, node: b"",
         }
 
+    def take(self, descriptor: int) -> None:
+        super().take(descriptor)
+        self._poller.register(descriptor, select.EPOLLIN)
+
     def close(self) -> None:
         if isinstance(self.tree, StatelessTree):
             self.tree.close()
+        self._poller.close()
         super().close()
 
     # -- the loop
 
     async def serve(self) -> None:
         """Answer until the device is unmounted, its connection cut, or `terminate` called."""
-        poller = select.poll()
-        poller.register(self._device, select.POLLIN)
-        with self._scope:
-            while True:
-                await self._asked()
-                deadline = time.monotonic() + TURN
-                # The wait before the read: whoever was answered just now has not asked again yet.
-                while poller.poll(LINGER_MS):
-                    if not self._answer_one():
-                        return
-                    if time.monotonic() > deadline:
-                        await trio.lowlevel.checkpoint()
-                        deadline = time.monotonic() + TURN
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._rest)
+            with self._scope:
+                await self._serve()
+            nursery.cancel_scope.cancel()
 
-    async def _asked(self) -> None:
-        """Wait for the next request."""
-        with trio.move_on_after(REST_AFTER):
-            await trio.lowlevel.wait_readable(self._device)
-            return
-        if isinstance(self.tree, StatelessTree):
-            self.tree.rest()
-        await trio.lowlevel.wait_readable(self._device)
+    async def _serve(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._poller.fileno())
+            self._asked.set()
+            deadline = time.monotonic() + TURN
+            # The wait before the read: whoever was answered just now has not asked again yet.
+            while ready := self._poller.poll(LINGER):
+                for descriptor, _ in ready:
+                    if descriptor in self._attended:
+                        self._attended[descriptor]()
+                    elif not self._answer_one():
+                        return
+                if time.monotonic() > deadline:
+                    await trio.lowlevel.checkpoint()
+                    deadline = time.monotonic() + TURN
+
+    async def attend(self, descriptor: int, look: Callable[[], bool]) -> None:
+        """As every channel does; beside requests, however many there are, and without a round of the scheduler."""
+        ended = trio.Event()
+
+        def act() -> None:
+            if not look():
+                leave()
+                ended.set()
+
+        def leave() -> None:
+            if self._attended.pop(descriptor, None) is not None:
+                self._poller.unregister(descriptor)
+
+        self._attended[descriptor] = act
+        self._poller.register(descriptor, select.EPOLLIN)
+        try:
+            act()
+            await ended.wait()
+        finally:
+            leave()
+
+    async def _rest(self) -> None:
+        """Let go of what is kept for the next request, where none comes."""
+        while True:
+            await self._asked.wait()
+            while self._asked.is_set():
+                self._asked = trio.Event()
+                await trio.sleep(REST_AFTER)
+            if isinstance(self.tree, StatelessTree):
+                self.tree.rest()
 
     def _answer_one(self) -> bool:
         """Read a request and answer it; -> whether there may be more."""

@@ -13,11 +13,10 @@ import trio
 
 from tagfs import events
 from tagfs.changes import Change, Changes, Unwatched, watched
-from tagfs.codec import CODECS
 from tagfs.directory import DirectoryStore
 from tagfs.errors import ListCorrupt, ListMissing, ListTooLarge, RepositoryMissing, StoreWaiting
 from tagfs.events import Difference
-from tagfs.names import BASE, LIST, RepositoryKey, is_namespace, is_repository
+from tagfs.names import BASE, RepositoryKey, is_namespace, is_repository
 from tagfs.past import Past
 
 log = logging.getLogger(__name__)
@@ -27,8 +26,6 @@ AT_ONCE = 64
 
 LOOK_AGAIN = 5.0
 """Seconds between two looks at what cannot be watched."""
-
-_VARIANTS = frozenset(LIST + codec.suffix for codec in CODECS)
 
 Told = list[tuple[RepositoryKey, Difference]]
 
@@ -113,7 +110,7 @@ class Following:
             self._stale_namespaces.add(name)
         elif len(path) == 1:
             self._note_list(path[0], name)
-        elif name in _VARIANTS:
+        else:
             self._note_list(*path)
         self._news.set()
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tagfs import device, heap, mountpoint, tidy
+from tagfs.changes import Unwatched
 from tagfs.channel import Channel
 from tagfs.commits import Commits
 from tagfs.direct import Direct
@@ -37,7 +38,7 @@ from tagfs.settings import MountSettings
 from tagfs.stateless import StatelessTree
 from tagfs.stream import Stream
 from tagfs.sweeper import Sweeper
-from tagfs.tree import Tree, View
+from tagfs.tree import Invalidation, Tree, View
 
 if TYPE_CHECKING:
     from tagfs.monitoring import Monitoring
@@ -295,30 +296,55 @@ class _Mount:
 
     async def _watch(self, opened: Opened) -> str:
         """Tell the kernel what changes beneath; -> why the store is no longer ready."""
-        tree, store = self._channel.tree, opened.store
+        reason: str | None = None
+
+        def look() -> bool:
+            nonlocal reason
+            reason = self._look(opened)
+            return reason is None
+
+        if opened.changes.descriptor is not None:
+            await self._channel.attend(opened.changes.descriptor, look)
+        while reason is None:
+            await trio.sleep(Unwatched.EVERY)
+            reason = self._look(opened)
+        return reason
+
+    def _look(self, opened: Opened) -> str | None:
+        """Tell the kernel what has changed beneath; -> why the store is no longer ready, if it is not."""
+        tree, reason = self._channel.tree, None
         assert tree is not None
-        while True:
-            try:
-                happened = await opened.changes.happened()
-            except OSError as error:
-                return f"its changes are not told any more: {error}"
-            for change in happened:
-                if self._monitoring is not None:
-                    self._monitoring.changed(change)
-                if change.path is not None:
-                    self._session.send(tree.changed(change.path, change.name))
-                    continue
-                try:
-                    if opened.changes.is_lost:
-                        return "its directory was moved or removed"
-                    self._opener.require_ready(store)
-                except (TagfsError, OSError) as error:
-                    return str(error)
-                if change.name == BASE and store.has_made_base:
-                    # Programs have entered it already, and would lose their working directory.
-                    store.has_made_base = False
-                elif change.is_lost or change.name == BASE:
-                    self._session.send(tree.everything())
+        try:
+            happened = opened.changes.read()
+        except OSError as error:
+            return f"its changes are not told any more: {error}"
+        invalid: list[Invalidation] = []
+        for change in happened:
+            if self._monitoring is not None:
+                self._monitoring.changed(change)
+            if change.path is not None:
+                invalid += tree.changed(change.path, change.name)
+                continue
+            reason = self._unready(opened)
+            if reason is not None:
+                break
+            if change.name == BASE and opened.store.has_made_base:
+                # Programs have entered it already, and would lose their working directory.
+                opened.store.has_made_base = False
+            elif change.is_lost or change.name == BASE:
+                invalid += tree.everything()
+        self._session.send(invalid)
+        return reason
+
+    def _unready(self, opened: Opened) -> str | None:
+        """Why a store whose own directory has changed is no longer ready, if it is not."""
+        if opened.changes.is_lost:
+            return "its directory was moved or removed"
+        try:
+            self._opener.require_ready(opened.store)
+        except (TagfsError, OSError) as error:
+            return str(error)
+        return None
 
     async def _tidy(self, store: DirectoryStore, tree: WritableTree, stages: list[str]) -> None:
         """Remove what an earlier writer left, stale lists too, and put back what it had hidden."""

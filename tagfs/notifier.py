@@ -31,21 +31,27 @@ class Notifier:
     def __init__(self, forget_entry: Callable[[int, bytes], None], forget_attributes: Callable[[int], None]) -> None:
         self._forget_entry = forget_entry
         self._forget_attributes = forget_attributes
-        self._queue: queue.SimpleQueue[Invalidation | Callable[[], None] | None] = queue.SimpleQueue()
+        # All of one moment together: the thread is woken once for it.
+        self._queue: queue.SimpleQueue[tuple[Invalidation, ...] | Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._given = 0
+        self._tried = 0
         self.sent = 0
 
     @property
     def waiting(self) -> int:
-        """What is yet to be sent."""
-        return self._queue.qsize()
+        """How much is yet to be sent."""
+        return self._given - self._tried
 
     def send(self, invalid: Iterable[Invalidation]) -> None:
+        batch = tuple(invalid)
+        if not batch:
+            return
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="notifier", daemon=True)
             self._thread.start()
-        for one in invalid:
-            self._queue.put(one)
+        self._given += len(batch)
+        self._queue.put(batch)
 
     async def caught_up(self) -> None:
         """Return when all that was given until now is sent; never, where this is closed meanwhile."""
@@ -62,20 +68,25 @@ class Notifier:
             self._thread = None
 
     def _work(self) -> None:
-        while (one := self._queue.get()) is not None:
-            if not isinstance(one, Invalidation):
-                one()
+        while (given := self._queue.get()) is not None:
+            if not isinstance(given, tuple):
+                given()
                 continue
-            try:
-                if one.name is None:
-                    self._forget_attributes(one.id)
-                else:
-                    self._forget_entry(one.id, one.name)
-                self.sent += 1
-            except FileNotFoundError:
-                continue  # the kernel did not know it
-            except OSError as error:
-                log.debug("notification of node %d: %s", one.id, error)
-            except Exception as error:
-                # The thread must live: without it the kernel would keep old lists for ever.
-                log.error("notification of node %d: an error that should not happen", one.id, exc_info=error)
+            for one in given:
+                self._tell(one)
+                self._tried += 1
+
+    def _tell(self, one: Invalidation) -> None:
+        try:
+            if one.name is None:
+                self._forget_attributes(one.id)
+            else:
+                self._forget_entry(one.id, one.name)
+            self.sent += 1
+        except FileNotFoundError:
+            pass  # the kernel did not know it
+        except OSError as error:
+            log.debug("notification of node %d: %s", one.id, error)
+        except Exception as error:
+            # The thread must live: without it the kernel would keep old lists for ever.
+            log.error("notification of node %d: an error that should not happen", one.id, exc_info=error)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from tagfs import mountpoint, wire
 from tagfs.changes import Changes
-from tagfs.direct import Direct
+from tagfs.direct import REST_AFTER, Direct
 from tagfs.directory import DirectoryStore
 from tagfs.errors import ListMissing, StoreWaiting
 from tagfs.inodes import ROOT_ID
@@ -336,6 +336,67 @@ async def test_other_tasks_have_their_turn_beside_any_number_of_requests(asked: 
         ends.set()
 
 
+async def test_what_is_attended_has_its_turn_beside_any_number_of_requests(asked: Asked) -> None:
+    """Without a turn of any other task: what would wake them is not looked at before."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    here.setblocking(False)
+    seen: list[bytes] = []
+
+    def look() -> bool:
+        try:
+            seen.append(here.recv(100))
+        except BlockingIOError:
+            seen.append(b"")
+        return seen[-1] != b"the last"
+
+    async with serving(asked):
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(asked.channel.attend, here.fileno(), look)
+                await trio.testing.wait_all_tasks_blocked()
+                assert seen == [b""]  # at once: what was there before is no news to the descriptor
+                there.send(b"one")
+                asked.kernel.send(kernel.request(17))
+                await answer_of(asked)
+                there.send(b"the last")
+            there.send(b"after it")
+            asked.kernel.send(kernel.request(17))
+            await answer_of(asked)
+    assert seen == [b"", b"one", b"the last"]
+    here.close()
+    there.close()
+
+
+async def test_what_nobody_attends_any_more_is_left_alone(asked: Asked) -> None:
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    async with serving(asked):
+        with trio.move_on_after(0.01) as scope:
+            await asked.channel.attend(here.fileno(), lambda: True)
+        assert scope.cancelled_caught
+        there.send(b"one")
+        asked.kernel.send(kernel.request(17))
+        await answer_of(asked)
+        await asked.channel.attend(here.fileno(), lambda: False)  # and it may be attended again
+    assert here.recv(100) == b"one"
+    here.close()
+    there.close()
+
+
+async def test_what_is_kept_for_the_next_request_goes_where_none_comes(
+    asked: Asked, mock_clock: trio.testing.MockClock
+) -> None:
+    node = asked.lookup(BASE, "team", "app", "tags.txt").node
+    async with serving(asked):
+        for _ in range(2):
+            asked.kernel.send(kernel.read(node, 0, 2))
+            await answer_of(asked)
+            for is_kept in (True, False):
+                assert (asked.tree._parts.get(node) is not None) == is_kept
+                await trio.testing.wait_all_tasks_blocked()
+                mock_clock.jump(REST_AFTER)
+                await trio.testing.wait_all_tasks_blocked()
+
+
 async def test_it_ends_with_the_device(asked: Asked) -> None:
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
@@ -387,10 +448,13 @@ class Mounted:
         return done.stdout.decode()
 
     async def watch(self) -> None:
-        while True:
-            for change in await self.changes.happened():
+        def look() -> bool:
+            for change in self.changes.read():
                 if change.path is not None:
                     self.notifier.send(self.tree.changed(change.path, change.name))
+            return True
+
+        await self.channel.attend(self.changes.descriptor, look)
 
 
 @pytest.fixture

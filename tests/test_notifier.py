@@ -49,6 +49,20 @@ async def test_all_is_sent_in_order_from_another_thread() -> None:
     assert threading.get_ident() not in kernel.threads
 
 
+async def test_it_says_how_much_is_yet_to_be_sent() -> None:
+    kernel = Kernel()
+    kernel.errors = {3: FileNotFoundError(2, "No such file")}
+    one = notifier(kernel)
+    kernel.gate.clear()
+    one.send([Invalidation(2, b"a"), Invalidation(3)])
+    one.send([])
+    one.send([Invalidation(2)])
+    assert (one.waiting, one.sent) == (3, 0)
+    kernel.gate.set()
+    await one.close()
+    assert (one.waiting, one.sent) == (0, 2)
+
+
 async def test_what_the_kernel_does_not_know_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     kernel = Kernel()
     kernel.errors = {2: FileNotFoundError(2, "No such file"), 3: OSError(107, "not connected")}
