@@ -9,8 +9,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 import zstandard
 
@@ -42,8 +41,7 @@ class Undecodable(ValueError):
     """Stored bytes that do not decode to what they promise; the sentence says why."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Codec:
+class Codec(NamedTuple):
     """One way to store a list.
 
     `encode(plain)` -> stored bytes.  `decode(stored, limit)` -> plain bytes, at most `limit` of them.

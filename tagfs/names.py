@@ -5,7 +5,7 @@ Does not know: I/O.
 """
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tagfs.errors import NameRefused
 
@@ -40,20 +40,24 @@ _SUBDOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9
 _FLUX_TEMPORARY = re.compile(r"tags\.txt(?:\.gz)?[0-9]+", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class RepositoryKey:
+class _Parts(NamedTuple):
+    namespace: str
+    name: str
+
+
+class RepositoryKey(_Parts):
     """One ImageRepository: the key of a tag list.
 
     Raises:
         NameRefused: a part is not of its grammar.
     """
 
-    namespace: str
-    name: str
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        check_namespace(self.namespace)
-        check_repository(self.name)
+    def __new__(cls, namespace: str, name: str) -> "RepositoryKey":
+        check_namespace(namespace)
+        check_repository(name)
+        return super().__new__(cls, namespace, name)
 
     @classmethod
     def parse(cls, text: str) -> "RepositoryKey":

@@ -4,7 +4,7 @@ Owns: the defaults; which codecs belong to which format.
 Does not know: files.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tagfs import sentinel
 from tagfs.codec import CODECS, GZIP, PLAIN, ZSTD, Codec, named
@@ -16,8 +16,7 @@ DEFAULT_LIST_LIMIT = 64 << 20
 """Bytes of one plain list."""
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(NamedTuple):
     """How lists are stored: `compressed` from `threshold` plain bytes on, none over `list_limit` plain bytes."""
 
     compressed: Codec = ZSTD

@@ -9,8 +9,8 @@ program finishes what the other began.
 import re
 import stat
 import threading
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from tagfs.disk import Disk
 from tagfs.errors import StoreRefused, StoreWaiting
@@ -49,8 +49,7 @@ class Condition(Enum):
     UNKNOWN_VERSION = "its version is not known"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """`format` is 2 or 3 where the version sentinel says so, else None; `detail` names what was found."""
 
     condition: Condition
