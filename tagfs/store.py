@@ -15,6 +15,9 @@ from tagfs.durability import Call, Work
 from tagfs.errors import ListMissing, RepositoryMissing
 from tagfs.names import RepositoryKey
 
+_AT_ONCE = 1 << 16
+"""Stored bytes, at most, that `read` reads in one call: nearly every list."""
+
 
 class Version(NamedTuple):
     """One committed tag list, as it is stored.
@@ -232,7 +235,7 @@ class Store(ABC):
 
     def read(self, key: RepositoryKey) -> bytes:
         """The plain bytes of a list; ListMissing, ListCorrupt."""
-        snapshot = self.open(key)
+        snapshot = self.open(key, _AT_ONCE)
         try:
             return snapshot.content()
         finally:
