@@ -7,12 +7,11 @@ Formats: time is RFC 3339 in UTC; `<N>` before a line is sd-daemon(3)'s priority
 
 import json
 import logging
-import logging.handlers
 import os
 import sys
+import time
 import traceback
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import TextIO
 
 SYSLOG_SOCKET = "/dev/log"
@@ -83,7 +82,10 @@ def configure(
     """Send the log to `stream` (standard error), or to the system's log."""
     handler: logging.Handler
     if to_syslog:
-        handler = logging.handlers.SysLogHandler(SYSLOG_SOCKET, logging.handlers.SysLogHandler.LOG_DAEMON)
+        # It brings pickle and more, which every other mount does without.
+        from logging.handlers import SysLogHandler
+
+        handler = SysLogHandler(SYSLOG_SOCKET, SysLogHandler.LOG_DAEMON)
         handler.ident = f"tagfs[{os.getpid()}]: "
         handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter(has_time=False))
     else:
@@ -140,7 +142,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def _time(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.created * 1000) % 1000:03}Z"
 
 
 def _priority(record: logging.LogRecord) -> int:

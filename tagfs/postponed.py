@@ -4,7 +4,8 @@ Owns: which ones, and the stand-ins that are imported in their place.
 Does not know: who uses them.
 
 trio imports all that a program might do with TLS; OpenSSL and its wrappers are 5.2 MiB of a mount's 31, in every pod,
-and only an inventory of a cluster, or a revision, ever uses them.  `importlib.util.LazyLoader` does not do for this:
+and only an inventory of a cluster, or a revision, ever uses them.  `ctypes.util` imports `shutil`, which brings bzip2
+and lzma, and `pathlib` what reads addresses.  `importlib.util.LazyLoader` does not do for this:
 before Python 3.12 the second import of such a module loads it.
 """
 
@@ -12,7 +13,7 @@ import importlib
 import sys
 from types import ModuleType
 
-MODULES = ("ssl", "hmac", "idna")
+MODULES = ("ssl", "hmac", "idna", "shutil", "ipaddress")
 
 
 def postpone() -> None:

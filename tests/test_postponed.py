@@ -15,9 +15,17 @@ def test_a_mount_does_without_openssl() -> None:
     assert python(BEFORE + "print(*sorted({'_ssl', '_hashlib', 'idna.core'} & set(sys.modules)))") == ""
 
 
+def test_a_mount_does_without_what_the_standard_library_brings_along() -> None:
+    seldom = {"_lzma", "_bz2", "pickle", "datetime", "logging.handlers"}
+    assert python(BEFORE + f"import tagfs.cli, tagfs.logs; print(*sorted({seldom} & set(sys.modules)))") == ""
+
+
 def test_what_is_used_is_loaded() -> None:
     checks = """
-import hmac, ssl, idna, hashlib
+import hmac, ssl, idna, hashlib, ipaddress, shutil, urllib.parse
+assert shutil.disk_usage("/").total > 0
+assert str(ipaddress.ip_address("::1")) == "::1"
+assert urllib.parse.urlsplit("https://[::1]:443/").hostname == "::1"
 from ssl import SSLContext
 assert issubclass(trio.SSLStream, trio.abc.Stream)
 assert isinstance(ssl.create_default_context(), SSLContext)
