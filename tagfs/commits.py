@@ -39,7 +39,7 @@ OUTCOMES = ("done", "refused", "failed", "uncertain")
 class Pending:
     """A step that was begun; `work` is there once its turn has come, `error` is set before `done` where it failed."""
 
-    __slots__ = ("began", "done", "error", "is_awaited", "step", "work")
+    __slots__ = ("began", "done", "error", "is_awaited", "step", "then", "work")
 
     def __init__(self, step: Step, is_awaited: bool) -> None:
         self.step = step
@@ -48,6 +48,8 @@ class Pending:
         self.error: BaseException | None = None
         self.work: Work[Any] | None = None
         self.began = 0.0
+        self.then: Callable[[BaseException | None], None] | None = None
+        """Called at its end with what it raised, for who waits without a task."""
 
     async def ended(self) -> None:
         """Wait for its end, at once and without a checkpoint where that has come; raises what it raised."""
@@ -181,6 +183,8 @@ class Commits:
             self._depth -= 1
             self._bytes -= pending.step.size
             pending.done.set()
+            if pending.then is not None:
+                pending.then(pending.error)
             if self.ended is not None:
                 self.ended(key)
             self._crowd.unpark_all()

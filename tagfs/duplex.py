@@ -21,7 +21,7 @@ from typing import Any
 import trio
 
 from tagfs import syncing, wire, wirewrite
-from tagfs.commits import Commits
+from tagfs.commits import Commits, Pending
 from tagfs.errnos import errno_of
 from tagfs.errors import ListMissing, NotPermitted, RepositoryMissing, StoreWaiting, VersionGone
 from tagfs.inodes import ROOT_ID
@@ -63,13 +63,12 @@ _WRITERS = frozenset(
         Opcode.RENAME2,
         Opcode.WRITE,
         Opcode.FSYNC,
-        Opcode.FLUSH,
         Opcode.CREATE,
     }
 )
-"""Requests of which each can take as long as many of a reader's, which are answered before them: whoever asks waits for
-the answer before it asks for more, so nothing that one program does is turned round.  RELEASE is not among them: nobody
-waits for its answer, and what it commits must be found by the LOOKUP that comes after it."""
+"""Requests of which each can take as long as many of a reader's, which are answered before them; a FLUSH of what is
+written to is one too.  Whoever asks waits for the answer before it asks for more, so nothing that one program does is
+turned round.  RELEASE is not among them: nobody waits for its answer, and the LOOKUP behind it must find its commit."""
 
 _KEYED = frozenset(
     {
@@ -94,8 +93,11 @@ _NO_ATTRIBUTE = errno.ENODATA
 Answer = bytes | None
 """What follows the header; None where nothing is answered."""
 
-Handler = Callable[[bytes, int], Answer | Coroutine[Any, Any, Answer]]
-"""Answers a request about a node, or -> what waits and then answers."""
+Waiting = Pending | Coroutine[Any, Any, Answer]
+"""A step, at whose end the answer is that it was done; or what waits, for a task, and then answers."""
+
+Handler = Callable[[bytes, int], Answer | Waiting]
+"""Answers a request about a node, or -> what is to be waited for."""
 
 
 class _Refused(Exception):
@@ -157,8 +159,8 @@ class Duplex(RawChannel):
     # -- the loop
 
     async def serve(self) -> None:
-        """Answer until the device is unmounted, its connection cut, or `terminate` called; what waits for a step is
-        answered before it returns."""
+        """Answer until the device is unmounted, its connection cut, or `terminate` called; what waits for steps is
+        answered when they end."""
         async with trio.open_nursery() as self._nursery:
             with self._scope:
                 await self._serve()
@@ -176,7 +178,7 @@ class Duplex(RawChannel):
                 if not request:
                     continue
                 ahead += bool(self._writers)
-                if wire.opcode_of(request) in _WRITERS:
+                if self._is_writers(request):
                     self._writers.append((request, self._now()))
                 else:
                     self.answer(request)
@@ -189,6 +191,17 @@ class Duplex(RawChannel):
             if time.monotonic() > deadline:
                 await trio.lowlevel.checkpoint()
                 deadline = time.monotonic() + TURN
+
+    def _is_writers(self, request: bytes) -> bool:
+        opcode = wire.opcode_of(request)
+        return opcode in _WRITERS or (opcode == Opcode.FLUSH and self._is_written_to(request))
+
+    def _is_written_to(self, request: bytes) -> bool:
+        """Whether a FLUSH is of what a program writes: the others have nothing to stage."""
+        try:
+            return self._held_tree().is_written_to(wirewrite.handle_of(request))
+        except (VersionGone, Malformed):
+            return False  # its answer says so
 
     async def _something(self) -> None:
         """Wait for the next request, or where too many are held for one of them to be answered."""
@@ -227,28 +240,41 @@ class Duplex(RawChannel):
             if handler is None:
                 raise _Refused(errno.ENOSYS)
             if opcode in _KEYED and (key := self._busy(node)) is not None:
-                found: Answer | Coroutine[Any, Any, Answer] = self._once_quiet(key, handler, request, node)
+                found: Answer | Waiting = self._once_quiet(key, handler, request, node)
             else:
                 found = handler(request, node)
             if found is not None and not isinstance(found, bytes):
-                assert self._nursery is not None
-                self._held += 1
-                self._nursery.start_soon(self._finish, opcode, unique, began, found)
+                self._hold(found, opcode, unique, began)
                 return
             body = found
         except Exception as error:
             number = _number(opcode, error)
         self._reply(opcode, unique, began, number, body)
 
-    async def _finish(self, opcode: int, unique: int, began: float, waiting: Coroutine[Any, Any, Answer]) -> None:
-        number, body = DONE, None
-        try:
-            body = await waiting
-        except Exception as error:
-            number = _number(opcode, error)
-        self._held -= 1
-        self._let_go.unpark()
-        self._reply(opcode, unique, began, number, body)
+    def _hold(self, waiting: Waiting, opcode: int, unique: int, began: float) -> None:
+        """Answer when what is to be waited for has ended."""
+
+        def end(error: BaseException | None, body: Answer = b"") -> None:
+            self._held -= 1
+            self._let_go.unpark()
+            self._reply(opcode, unique, began, DONE if error is None else _number(opcode, error), body)
+
+        async def finish(waiting: Coroutine[Any, Any, Answer]) -> None:
+            try:
+                body = await waiting
+            except Exception as error:
+                end(error)
+            else:
+                end(None, body)
+
+        self._held += 1
+        if not isinstance(waiting, Pending):
+            assert self._nursery is not None
+            self._nursery.start_soon(finish, waiting)
+        elif waiting.done.is_set():
+            end(waiting.error)
+        else:
+            waiting.then = end
 
     def _reply(self, opcode: int, unique: int, began: float, number: int, body: Answer) -> None:
         if number != DONE:
@@ -289,6 +315,9 @@ class Duplex(RawChannel):
     async def _once_quiet(self, key: RepositoryKey, handler: Handler, request: bytes, node: int) -> Answer:
         await self._commits.quiet(key)
         found = handler(request, node)
+        if isinstance(found, Pending):
+            await found.ended()
+            return b""
         return found if found is None or isinstance(found, bytes) else await found
 
     # -- names and attributes
@@ -314,7 +343,7 @@ class Duplex(RawChannel):
             tree = self._named()
         return wire.attributes(tree.attributes(node, wirewrite.pid_of(request)), self._uid, self._gid)
 
-    def _setattr(self, request: bytes, node: int) -> Answer | Coroutine[Any, Any, Answer]:
+    def _setattr(self, request: bytes, node: int) -> Answer | Waiting:
         tree = self._named()
         size, mtime_ns, handle = wirewrite.changed(request)
         step = tree.truncate(node, size, handle) if size is not None else None
@@ -367,7 +396,7 @@ class Duplex(RawChannel):
     def _mkdir(self, request: bytes, node: int) -> Answer:
         return self._entry(self._named().make_directory(node, wirewrite.made(request)))
 
-    def _rmdir(self, request: bytes, node: int) -> Answer | Coroutine[Any, Any, Answer]:
+    def _rmdir(self, request: bytes, node: int) -> Answer | Waiting:
         tree, name = self._named(), wire.name_of(request)
         key = tree.key_below(node, name)
         if key is not None and not self._commits.is_quiet(key):
@@ -394,20 +423,21 @@ class Duplex(RawChannel):
         self._held_tree().write(handle, offset, data)
         return wirewrite.size(len(data))
 
-    def _flush(self, request: bytes, node: int) -> Answer | Coroutine[Any, Any, Answer]:
+    def _flush(self, request: bytes, node: int) -> Answer | Waiting:
         if not self._commits.has_room:
             return self._flush_later(request, node)
         tree, handle = self._held_tree(), wirewrite.handle_of(request)
         pending = syncing.stage(self._commits, tree.flush(handle))
-        return b"" if pending is None else _empty(pending.ended())
+        return b"" if pending is None else pending
 
     async def _flush_later(self, request: bytes, node: int) -> Answer:
         await self._commits.room()
         await syncing.flush(self._commits, self._held_tree(), wirewrite.handle_of(request))
         return b""
 
-    def _fsync(self, request: bytes, node: int) -> Coroutine[Any, Any, Answer]:
-        return _empty(syncing.sync(self._commits, self._held_tree(), wirewrite.handle_of(request)))
+    async def _fsync(self, request: bytes, node: int) -> Answer:
+        await syncing.sync(self._commits, self._held_tree(), wirewrite.handle_of(request))
+        return b""
 
     def _release(self, request: bytes, node: int) -> Answer:
         """Answered before the commit is durable: nobody waits for the answer but the kernel's background slots."""
@@ -416,22 +446,20 @@ class Duplex(RawChannel):
 
     # -- names that change
 
-    def _rename(
-        self, node: int, name: bytes, directory: int, new_name: bytes, flags: int
-    ) -> Answer | Coroutine[Any, Any, Answer]:
+    def _rename(self, node: int, name: bytes, directory: int, new_name: bytes, flags: int) -> Answer | Waiting:
         step = self._named().rename(node, name, directory, new_name, flags)
-        return b"" if step is None else _empty(self._commits.begin(step).ended())
+        return b"" if step is None else self._commits.begin(step)
 
-    def _unlink(self, request: bytes, node: int) -> Answer | Coroutine[Any, Any, Answer]:
+    def _unlink(self, request: bytes, node: int) -> Answer | Waiting:
         step = self._named().unlink(node, wire.name_of(request))
-        return b"" if step is None else _empty(self._commits.begin(step).ended())
+        return b"" if step is None else self._commits.begin(step)
 
     def _no_links(self, request: bytes, node: int) -> Answer:
         raise NotPermitted("no links, devices, pipes or sockets")
 
     # -- extended attributes
 
-    def _getxattr(self, request: bytes, node: int) -> Answer | Coroutine[Any, Any, Answer]:
+    def _getxattr(self, request: bytes, node: int) -> Answer | Waiting:
         name = wirewrite.attribute_of(request)
         if not name.startswith(b"user.tagfs."):
             raise _Refused(_NO_ATTRIBUTE)
@@ -449,11 +477,6 @@ class Duplex(RawChannel):
         raise _Refused(errno.EOPNOTSUPP)
 
 
-async def _empty(waiting: Coroutine[Any, Any, None]) -> Answer:
-    await waiting
-    return b""
-
-
 def _fitted(request: bytes, value: bytes) -> bytes:
     """What a GETXATTR or LISTXATTR is answered with: what there is, or how long that is."""
     room = wirewrite.room_of(request)
@@ -464,7 +487,7 @@ def _fitted(request: bytes, value: bytes) -> bytes:
     return value
 
 
-def _number(opcode: int, error: Exception) -> int:
+def _number(opcode: int, error: BaseException) -> int:
     if isinstance(error, _Refused):
         return error.number
     if isinstance(error, Malformed):

@@ -48,6 +48,10 @@ class Publishing(Writing):
             return opened.scratch.list_key
         return opened.node.key if isinstance(opened, WriteHandle) else None
 
+    def is_written_to(self, handle: int) -> bool:
+        """Whether closing a handle may have something to stage."""
+        return isinstance(self._handles.get(handle), WriteHandle)
+
     def flush(self, handle: int) -> Step | None:
         """Validate and stage what closing now would commit.
 

@@ -192,10 +192,14 @@ class WritableTree(Publishing):
         step = self._publication(key, Staged(plain), scratch.requested_mtime_ns, is_judged=is_judged)
         # From here on what is written to it is meant for the list.
         scratch.is_changed, scratch.list_key = False, key
+        mtime_ns = scratch.mtime_ns
 
         def settle(result: tuple[Version, bool]) -> None:
             step.settle(result)
             self._forget_scratch(key, scratch.node.name)
+            version, is_new = result
+            if is_new and scratch.open_count == 0 and scratch.mtime_ns == mtime_ns:
+                self.inodes.become(scratch.node, version)
 
         def fail(error: BaseException) -> None:
             if isinstance(error, TagListInvalid):

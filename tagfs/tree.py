@@ -5,6 +5,7 @@ Does not know: errnos, trio, how anything is written (`writing` adds that).
 Invariant: an open file shows exactly one version; nothing here writes to the store.
 """
 
+import functools
 import itertools
 import stat
 from collections.abc import Callable, Iterator
@@ -408,5 +409,7 @@ def check_path(path: tuple[str, ...]) -> None:
         raise NameRefused(f"{path[2]!r} is no repository: an RFC 1123 subdomain of at most 253 characters")
 
 
+@functools.lru_cache(maxsize=256)
 def _key(path: tuple[str, ...]) -> RepositoryKey | None:
+    """The key whose directory this is; remembered, because requests name the same few again and again."""
     return RepositoryKey(path[1], path[2]) if len(path) == 3 else None

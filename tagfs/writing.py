@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 SCRATCH_NAME_LIMIT = 255
 """Bytes in the name of a scratch file, as statfs tells programs."""
 
+SCRATCH_KEPT = 1.0
+"""Seconds for which the kernel may keep the attributes of a scratch file: nobody changes it but through the kernel."""
+
 SCRATCH_COST = 1024
 """Bytes that a scratch file counts for besides its content."""
 
@@ -122,7 +125,8 @@ class Writing(Tree):
             scratch = self._scratch_of(node)
             size = len(scratch.buffer)
             times = scratch.mtime_ns, scratch.mtime_ns
-            return Attributes(node.id, self._mode(stat.S_IFREG), size, -(-size // _BLOCK), *times)
+            mode = self._mode(stat.S_IFREG)
+            return Attributes(node.id, mode, size, -(-size // _BLOCK), *times, attr_timeout=SCRATCH_KEPT)
         if not isinstance(node, ListNode):
             return super()._attributes(node, pid)
         writer = self._writer_seen_by(node, pid)

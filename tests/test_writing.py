@@ -32,7 +32,7 @@ from tagfs.publishing import run
 from tagfs.replacing import RENAME_NOREPLACE, WritableTree
 from tagfs.store import Stage, Store, Version
 from tagfs.tree import UNWATCHED, View
-from tagfs.writing import BUDGET_LISTS, SCRATCH_COST
+from tagfs.writing import BUDGET_LISTS, SCRATCH_COST, SCRATCH_KEPT
 from tests.support.beneath import LIST_LIMIT, directory_store, list_file, no_descriptor_left, put
 from tests.support.driver import APPEND, BOTH, CREATE, KEY, PID, READ, REPLACE, TAGS, WRITE, Driver, File
 from tests.support.places import fast_directory
@@ -684,6 +684,41 @@ def test_a_rename_commits_what_was_written_also_before_the_file_is_released(app:
     assert app.read() == b"v3\n"
 
 
+def test_the_node_of_a_renamed_scratch_file_is_that_of_the_list(app: Driver) -> None:
+    app.write(b"new\n", b"new")
+    with app.inside() as directory:
+        known = app.tree.lookup(directory, b"new").id
+        app.rename(b"new", TAGS)
+        assert app.stat().id == app.tree.lookup(directory, TAGS).id == known
+    assert app.tree.attributes(known).size == 4 and app.read() == b"new\n"
+    app.write(b"newer\n")
+    assert app.stat().id != known
+    app.tree.forget([(known, 2)])
+    with pytest.raises(VersionGone):
+        app.tree.attributes(known)
+
+
+def test_a_scratch_file_that_is_open_or_unknown_keeps_its_node(app: Driver) -> None:
+    app.write(b"unknown\n", b"new")
+    app.rename(b"new", TAGS)
+    app.write(b"new\n", b"new")
+    with app.open(b"new") as file:
+        app.rename(b"new", TAGS)
+        assert app.stat().id != file.id
+        assert app.tree.attributes(file.id).size == 4
+
+
+def test_a_list_that_was_not_changed_by_a_rename_keeps_its_node(app: Driver) -> None:
+    app.write(b"same\n")
+    with app.inside() as directory:
+        list_id = app.tree.lookup(directory, TAGS).id
+        app.write(b"same\n", b"new")
+        scratch_id = app.tree.lookup(directory, b"new").id
+        app.rename(b"new", TAGS)
+        assert app.stat().id == list_id != scratch_id
+    app.tree.forget([(list_id, 1), (scratch_id, 1)])
+
+
 def test_what_is_written_after_its_rename_is_written_to_the_list(app: Driver) -> None:
     file = app.open(b"new", CREATE)
     file.write(b"v3\n")
@@ -1065,11 +1100,11 @@ def test_no_directory_nor_the_sentinel_is_written(app: Driver) -> None:
         app.writable.open(ROOT_ID, WRITE)
 
 
-def test_nothing_that_is_written_here_is_kept_by_the_kernel(app: Driver) -> None:
+def test_no_name_of_a_file_that_is_written_here_is_kept_by_the_kernel(app: Driver) -> None:
     app.write(b"x", b"new")
-    for name in (TAGS, b"new"):
+    for name, kept in ((TAGS, 0.0), (b"new", SCRATCH_KEPT)):
         attributes = app.stat(name)
-        assert (attributes.entry_timeout, attributes.attr_timeout) == (0.0, 0.0)
+        assert (attributes.entry_timeout, attributes.attr_timeout) == (0.0, kept)
         assert attributes.mode == stat.S_IFREG | 0o644
     with app.inside() as directory:
         assert app.tree.attributes(directory).mode == stat.S_IFDIR | 0o755
