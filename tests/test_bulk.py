@@ -1,6 +1,7 @@
 """Bulk: what is acknowledged is durable, lists are old or new at every crash, one that fails costs no other."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tagfs.disk import Disk
 from tagfs.errors import ListTooLarge
 from tagfs.names import STAGE_DIRECTORY, RepositoryKey
 from tests.support.faulty_disk import Fault, FaultyDisk, PowerCut, Wrong
+from tests.support.places import open_descriptors
 from tests.support.simulated_disk import SimulatedDisk
 from tests.support.stores import (
     KEY,
@@ -53,12 +55,23 @@ def test_every_list_is_written_and_told_once(tmp_path: Path, group: int) -> None
     store.close()
 
 
-def test_a_group_waits_for_the_disk_twice() -> None:
+@pytest.mark.parametrize(("group", "waits"), [(64, 2), (4, 2), (2, 3)])
+def test_groups_wait_for_the_disk_once_each_and_once_more(group: int, waits: int) -> None:
     disk = FaultyDisk(SimulatedDisk())
     store = open_store(disk, "/")
     disk.arm(None)
-    write(store, 64)
-    assert [call for call in disk.calls if call.startswith("sync")] == ["sync_filesystem"] * 2
+    write(store, group)
+    assert [call for call in disk.calls if call.startswith("sync")] == ["sync_filesystem"] * waits
+    store.close()
+
+
+def test_a_group_is_acknowledged_when_the_next_one_is_written(tmp_path: Path) -> None:
+    store = open_store(Disk(), str(tmp_path))
+    bulk = Bulk(store, 2)
+    told = [[outcome.key for outcome in bulk.replace(key, plain)] for key, plain in NEW.items()]
+    first, second, *others = NEW
+    assert told == [[], [], [], [first, second]]
+    assert [outcome.key for outcome in bulk.flush()] == others
     store.close()
 
 
@@ -73,14 +86,27 @@ def test_the_same_key_twice_is_two_groups_and_the_later_list_wins(tmp_path: Path
     store.close()
 
 
+def test_the_same_key_in_the_group_before_is_acknowledged_first(tmp_path: Path) -> None:
+    store = open_store(Disk(), str(tmp_path))
+    bulk = Bulk(store, 2)
+    assert bulk.replace(KEY, SMALL) == bulk.replace(NEIGHBOUR, SMALL) == []
+    assert [outcome.key for outcome in bulk.replace(KEY, LARGE)] == [KEY, NEIGHBOUR]
+    assert [outcome.key for outcome in bulk.flush()] == [KEY]
+    assert store.read(KEY) == LARGE
+    store.close()
+
+
 def test_what_is_discarded_leaves_nothing_behind(tmp_path: Path) -> None:
     store = open_store(Disk(), str(tmp_path))
-    bulk = Bulk(store)
-    bulk.replace(KEY, SMALL)
+    before = open_descriptors()
+    bulk = Bulk(store, 2)
+    for key in (KEY, NEIGHBOUR, STRANGER):
+        bulk.replace(key, SMALL)
     bulk.discard()
     assert bulk.flush() == []
     assert list((tmp_path / STAGE_DIRECTORY).iterdir()) == []
-    assert contents(store).get(str(KEY)) is None
+    assert contents(store) == {str(KEY): SMALL, str(NEIGHBOUR): SMALL}, "what is renamed stays, not acknowledged"
+    assert open_descriptors() == before + 2, "the stage directory and the sentinel, which the store keeps"
     store.close()
 
 
@@ -96,24 +122,25 @@ def test_a_list_that_is_too_large_costs_the_others_nothing() -> None:
 
 
 def _cases() -> Iterator[object]:
-    disk = FaultyDisk(SimulatedDisk())
-    filled(disk)
-    store = open_store(disk, "/")
-    disk.arm(None)
-    write(store, 3)
-    for at, call in enumerate(list(disk.calls)):
-        for wrong in (Wrong.EIO, Wrong.CUT, *((Wrong.ENOSPC, Wrong.TORN_CUT) if call == "write" else ())):
-            yield pytest.param(at, wrong, id=f"{at}-{call}-{wrong.name}")
+    for group in (2, 3):
+        disk = FaultyDisk(SimulatedDisk())
+        filled(disk)
+        store = open_store(disk, "/")
+        disk.arm(None)
+        write(store, group)
+        for at, call in enumerate(list(disk.calls)):
+            for wrong in (Wrong.EIO, Wrong.CUT, *((Wrong.ENOSPC, Wrong.TORN_CUT) if call == "write" else ())):
+                yield pytest.param(group, at, wrong, id=f"{group}-{at}-{call}-{wrong.name}")
 
 
-@pytest.mark.parametrize(("at", "wrong"), list(_cases()))
+@pytest.mark.parametrize(("group", "at", "wrong"), list(_cases()))
 def test_at_each_call_that_fails_every_list_is_old_or_new_and_what_was_acknowledged_is_new(
-    at: int, wrong: Wrong
+    group: int, at: int, wrong: Wrong
 ) -> None:
     disk = FaultyDisk(inner := SimulatedDisk())
     filled(disk)
     store = open_store(disk, "/")
-    bulk = Bulk(store, 3)
+    bulk = Bulk(store, group)
     acknowledged: set[RepositoryKey] = set()
     given_up: set[RepositoryKey] = set()
     disk.arm(Fault(at, wrong))
@@ -129,6 +156,8 @@ def test_at_each_call_that_fails_every_list_is_old_or_new_and_what_was_acknowled
         acknowledged |= {outcome.key for outcome in outcomes if outcome.error is None}
     except PowerCut:
         assert wrong in (Wrong.CUT, Wrong.TORN_CUT)
+        with suppress(PowerCut):
+            bulk.discard()
     else:
         assert len(acknowledged | given_up) >= len(NEW) - 1, "one fault cost more than one list"
         disk.arm(None)
