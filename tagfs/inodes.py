@@ -182,8 +182,8 @@ class Inodes(NodeTable):
             self._current[node.key] = node
 
     def become(self, scratch: ScratchNode, version: Version) -> None:
-        """Let the node of a scratch file that was renamed over its list stand for the new version, as on any file system:
-        the kernel has put it there, and needs no other."""
+        """Let the node of a scratch file that was renamed over its list stand for the new version, as on any file
+        system: the kernel has put it there, and needs no other."""
         if self._nodes.get(scratch.id) is scratch and scratch.lookups > 0:
             self.supersede(scratch.key)
             node = self._current[scratch.key] = self._add(ListNode(scratch.id, scratch.key, version))
