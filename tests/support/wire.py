@@ -19,16 +19,16 @@ def init(major: int = 7, minor: int = 45, flags: int = KERNEL_FLAGS, read_ahead:
     return request(26, 0, struct.pack("<IIII48x", major, minor, read_ahead, flags))
 
 
-def lookup(parent: int, name: bytes) -> bytes:
-    return request(1, parent, name + b"\0")
+def lookup(parent: int, name: bytes, unique: int = 2) -> bytes:
+    return request(1, parent, name + b"\0", unique)
 
 
-def read(node: int, offset: int, size: int) -> bytes:
-    return request(15, node, struct.pack("<QQIIQII", 0, offset, size, 0, 0, 0, 0))
+def read(node: int, offset: int, size: int, handle: int = 0) -> bytes:
+    return request(15, node, struct.pack("<QQIIQII", handle, offset, size, 0, 0, 0, 0))
 
 
-def readdirplus(node: int, position: int = 0, size: int = 4096) -> bytes:
-    return request(44, node, struct.pack("<QQIIQII", 0, position, size, 0, 0, 0, 0))
+def readdirplus(node: int, position: int = 0, size: int = 4096, handle: int = 0) -> bytes:
+    return request(44, node, struct.pack("<QQIIQII", handle, position, size, 0, 0, 0, 0))
 
 
 def readdir(node: int, position: int = 0, size: int = 4096) -> bytes:
@@ -45,6 +45,70 @@ def forget(node: int, count: int) -> bytes:
 
 def batch_forget(*references: tuple[int, int]) -> bytes:
     return request(42, 0, struct.pack("<II", len(references), 0) + b"".join(struct.pack("<QQ", *r) for r in references))
+
+
+# -- what only a mount that is written to is asked
+
+
+def setattr_(node: int, size: int | None = None, mtime_ns: int | None = None, handle: int | None = None) -> bytes:
+    valid = (
+        1 | (0 if size is None else 1 << 3) | (0 if mtime_ns is None else 1 << 5) | (0 if handle is None else 1 << 6)
+    )
+    seconds, rest_ns = divmod(mtime_ns or 0, 1_000_000_000)
+    times = struct.pack("<qqqIII", 0, seconds, 0, 0, rest_ns, 0)
+    return request(4, node, struct.pack("<IIQQQ", valid, 0, handle or 0, size or 0, 0) + times + bytes(20))
+
+
+def mkdir(parent: int, name: bytes) -> bytes:
+    return request(9, parent, struct.pack("<II", 0o755, 0) + name + b"\0")
+
+
+def unlink(parent: int, name: bytes) -> bytes:
+    return request(10, parent, name + b"\0")
+
+
+def rmdir(parent: int, name: bytes) -> bytes:
+    return request(11, parent, name + b"\0")
+
+
+def rename(parent: int, name: bytes, new_parent: int, new_name: bytes, unique: int = 2) -> bytes:
+    return request(12, parent, struct.pack("<Q", new_parent) + name + b"\0" + new_name + b"\0", unique)
+
+
+def rename2(parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> bytes:
+    return request(45, parent, struct.pack("<QII", new_parent, flags, 0) + name + b"\0" + new_name + b"\0")
+
+
+def open_(node: int, flags: int = 0) -> bytes:
+    return request(14, node, struct.pack("<II", flags, 0))
+
+
+def create(parent: int, name: bytes, flags: int) -> bytes:
+    return request(35, parent, struct.pack("<IIII", flags, 0o600, 0o22, 0) + name + b"\0")
+
+
+def write(node: int, handle: int, offset: int, data: bytes, unique: int = 2) -> bytes:
+    return request(16, node, struct.pack("<QQIIQII", handle, offset, len(data), 0, 0, 0, 0) + data, unique)
+
+
+def flush(node: int, handle: int) -> bytes:
+    return request(25, node, struct.pack("<QIIQ", handle, 0, 0, 0))
+
+
+def fsync(node: int, handle: int) -> bytes:
+    return request(20, node, struct.pack("<QII", handle, 0, 0))
+
+
+def fsyncdir(node: int, handle: int) -> bytes:
+    return request(30, node, struct.pack("<QII", handle, 0, 0))
+
+
+def release(node: int, handle: int, unique: int = 2) -> bytes:
+    return request(18, node, struct.pack("<QIIQ", handle, 0, 0, 0), unique)
+
+
+def getxattr(node: int, name: bytes, room: int) -> bytes:
+    return request(22, node, struct.pack("<II", room, 0) + name + b"\0")
 
 
 @dataclass(frozen=True, slots=True)
