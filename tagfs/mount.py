@@ -6,42 +6,34 @@ Does not know: tag bytes.
 
 import gc
 import importlib
-import itertools
 import logging
 import os
 import resource
 import signal
 from collections.abc import AsyncIterator, Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from tagfs import device, heap, mountpoint, tidy
+from tagfs import device, heap, mountpoint
 from tagfs.changes import Unwatched
 from tagfs.channel import Channel
 from tagfs.commits import Commits
 from tagfs.direct import Direct
-from tagfs.directory import DirectoryStore
-from tagfs.duplex import Duplex
 from tagfs.errors import MountRefused, SettingRefused, StoreHeld, StoreWaiting, TagfsError
-from tagfs.handles import Step
 from tagfs.names import BASE
 from tagfs.opening import Opened, Opener
-from tagfs.plan import Rules
 from tagfs.policy import Policy
-from tagfs.removal import MountRemoval
-from tagfs.replacing import WritableTree
 from tagfs.service import Service
 from tagfs.session import Session
 from tagfs.settings import MountSettings
 from tagfs.stateless import StatelessTree
 from tagfs.stream import Stream
-from tagfs.sweeper import Sweeper
 from tagfs.tree import Invalidation, Tree, View
 
 if TYPE_CHECKING:
     from tagfs.monitoring import Monitoring
+    from tagfs.tending import Tending
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +42,6 @@ LOOK_AGAIN = 0.25
 
 LOOKED_UP = 16
 """Versions that a read-only mount keeps open after they were looked up; programs open within milliseconds."""
-
-TIDIED_AT_ONCE = 64
-"""Repositories that the tidying looks at before it lets readers go first."""
-
-TIDY_PAUSE = 0.02
-"""Seconds of that."""
 
 
 def serve(settings: MountSettings, announce: Callable[[str], None]) -> None:
@@ -68,14 +54,14 @@ def serve(settings: MountSettings, announce: Callable[[str], None]) -> None:
         MountRefused, StoreRefused, StoreHeld, StoreWaiting: nothing stays mounted.
         SettingRefused, ClusterUnknown: there is no such inventory.
     """
-    sweeper = None if settings.read_only else _sweeper(settings)
+    tending = None if settings.read_only else _tending(settings)
     if settings.device is None:
         mountpoint.prepare(settings.mountpoint, settings.store, settings.make_mountpoint)
     else:
         device.require_inherited(settings.device)
     _allow_many_files()
     failure: list[BaseException] = []
-    trio.run(_Mount(settings, announce, sweeper).run, failure)
+    trio.run(_Mount(settings, announce, tending).run, failure)
     for error in failure:
         raise error
 
@@ -84,6 +70,7 @@ def load(settings: MountSettings) -> None:
     """Import what `serve` would import when it is needed: then it is too late to say what to install, and as another
     user it may not be able to."""
     modules = [] if settings.fast_path else ["libfuse", "operations"]
+    modules += [] if settings.read_only else ["tending"]
     modules += ["inventories"] if settings.inventory else []
     for module in modules:
         importlib.import_module(f"tagfs.{module}")
@@ -97,10 +84,10 @@ def load(settings: MountSettings) -> None:
 
 
 class _Mount:
-    def __init__(self, settings: MountSettings, announce: Callable[[str], None], sweeper: Sweeper | None) -> None:
+    def __init__(self, settings: MountSettings, announce: Callable[[str], None], tending: "Tending | None") -> None:
         self._settings = settings
         self._announce = announce
-        self._sweeper = sweeper
+        self._tending = tending
         self._opener = Opener(settings)
         self._was_shown = False
 
@@ -128,7 +115,7 @@ class _Mount:
         settings = self._settings
         async with trio.open_nursery() as nursery:
             self._commits = Commits(nursery)
-            self._channel = _channel(settings, self._commits)
+            self._channel = _channel(settings, self._commits, self._tending)
             self._session = Session(settings, self._channel)
             self._service = Service(settings, self._channel, os.environ)
             send, sent = self._session.send, self._session.notifier.caught_up
@@ -174,22 +161,19 @@ class _Mount:
             return None
         from tagfs.monitoring import Monitoring
 
-        return Monitoring(settings, self._channel, self._commits, self._session, self._sweeper)
+        sweeper = None if self._tending is None else self._tending.sweeper
+        return Monitoring(settings, self._channel, self._commits, self._session, sweeper)
 
     def _commit_unseen(self) -> None:
-        """Commit what was closed just before the unmount: the kernel then drops what it had yet to tell of it.  Not
-        where the session was ended while files may be open."""
-        tree = self._channel.tree
-        if self._session.was_terminated or not isinstance(tree, WritableTree) or self._session.is_mounted():
-            return
-        for step in tree.closed_unseen():
-            self._commits.submit(step)
+        """Commit what was closed just before the unmount; not where the session was ended while files may be open."""
+        if self._tending is not None and not self._session.was_terminated and not self._session.is_mounted():
+            self._tending.commit_unseen(self._channel.tree, self._commits)
 
     async def _sweep_on_signal(self) -> None:
         with trio.open_signal_receiver(signal.SIGUSR1) as signals:
             async for _ in signals:
-                if self._sweeper is not None:
-                    self._sweeper.request()
+                if self._tending is not None:
+                    self._tending.sweeper.request()
                 else:
                     log.info("%s: a read-only mount sweeps nothing", self._settings.mountpoint)
 
@@ -201,8 +185,8 @@ class _Mount:
                 log.info("%s: looking at %s afresh", self._settings.mountpoint, self._settings.store)
                 if self._channel.tree is not None:
                     self._session.send(self._channel.tree.everything())
-                if self._sweeper is not None:
-                    self._sweeper.request()
+                if self._tending is not None:
+                    self._tending.sweeper.request()
                 self._service.ready()
 
     def _tell(self, line: str) -> None:
@@ -236,11 +220,9 @@ class _Mount:
 
     async def _watch_and_tidy(self, opened: Opened) -> str:
         async with trio.open_nursery() as nursery:
-            if isinstance(self._channel.tree, WritableTree):
-                nursery.start_soon(self._tidy, opened.store, self._channel.tree, _left_stages(opened.store))
-                assert self._sweeper is not None
-                removal = MountRemoval(self._channel.tree, self._commits, self._session.send)
-                nursery.start_soon(self._sweeper.run, removal)
+            if self._tending is not None:
+                assert self._channel.tree is not None
+                self._tending.start(nursery, opened.store, self._channel.tree, self._commits, self._session.send)
             nursery.start_soon(self._service.count, opened)
             if self._monitoring is not None:
                 nursery.start_soon(self._monitoring.count, opened)
@@ -269,12 +251,12 @@ class _Mount:
         settings, store = self._settings, opened.store
         if self._channel.tree is not None:
             self._channel.tree.store = store
-        elif settings.read_only and settings.fast_path:
+        elif self._tending is not None:
+            self._channel.tree = self._tending.tree(store)
+        elif settings.fast_path:
             self._channel.tree = StatelessTree(store, View(settings.namespaces), _room_for_pins())
-        elif settings.read_only:
-            self._channel.tree = Tree(store, View(settings.namespaces, keeps=LOOKED_UP))
         else:
-            self._channel.tree = WritableTree(store, settings.list_limit, View(settings.namespaces))
+            self._channel.tree = Tree(store, View(settings.namespaces, keeps=LOOKED_UP))
         self._channel.tree.watch(opened.changes.cover if settings.read_only else None)
         if self._session.mounted is not None:
             self._channel.tree.pipes = self._stream.pipes
@@ -346,50 +328,19 @@ class _Mount:
             return str(error)
         return None
 
-    async def _tidy(self, store: DirectoryStore, tree: WritableTree, stages: list[str]) -> None:
-        """Remove what an earlier writer left, stale lists too, and put back what it had hidden."""
-        try:
-            removed = await trio.to_thread.run_sync(tidy.remove_stages, store, stages)
-            if removed:
-                log.info("%s: removed %d lists that were never committed", self._settings.store, removed)
-            keys = store.scan()
-            while batch := await trio.to_thread.run_sync(lambda: list(itertools.islice(keys, TIDIED_AT_ONCE))):
-                for key in await trio.to_thread.run_sync(tidy.look, store, batch):
-                    await self._commits.quiet(key)
-                    await self._commits.run(tree.recovery(key))
-                    await self._commits.run(Step(key, partial(store.drop_stale, key), lambda _: None))
-                await trio.sleep(TIDY_PAUSE)
-        except StoreWaiting:
-            return  # told by whoever watches the store
-        except (TagfsError, OSError) as error:
-            log.error("%s: tidying ended early: %s", self._settings.store, error)
+
+def _tending(settings: MountSettings) -> "Tending":
+    from tagfs.tending import Tending
+
+    return Tending(settings)
 
 
-def _sweeper(settings: MountSettings) -> Sweeper:
-    inventory = None
-    if settings.inventory:
-        from tagfs.inventories import inventory_of
-
-        inventory = inventory_of(settings, os.environ, is_mount=True)
-    rules = Rules(settings.max_percent, settings.allow_empty_inventory, settings.allow_mass_deletion)
-    return Sweeper(inventory, rules, settings.gc_interval, settings.sweep_suspend)
-
-
-def _left_stages(store: DirectoryStore) -> list[str]:
-    """The stages of an earlier writer.  Where the disk is full, or fails, reading and deleting must go on."""
-    try:
-        return store.stages.names()
-    except OSError as error:
-        log.error("what an earlier writer left cannot be removed: %s", error)
-        return []
-
-
-def _channel(settings: MountSettings, commits: Commits) -> Channel:
+def _channel(settings: MountSettings, commits: Commits, tending: "Tending | None") -> Channel:
     """The channel that the settings ask for; what the other one needs is not imported."""
     uid = os.getuid() if settings.uid is None else settings.uid
     gid = os.getgid() if settings.gid is None else settings.gid
     if settings.fast_path:
-        return Direct(uid, gid) if settings.read_only else Duplex(uid, gid, commits)
+        return Direct(uid, gid) if tending is None else tending.channel(uid, gid, commits)
     from tagfs.libfuse import Libfuse
     from tagfs.operations import Operations
 

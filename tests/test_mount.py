@@ -159,7 +159,8 @@ def _open_directory() -> Iterator[Path]:
 
 
 _AS_NOBODY = f"""
-import os, sys, tagfs.background, tagfs.cli, tagfs.libfuse, tagfs.logs, tagfs.mount  # others may not read these
+import os, sys, tagfs.background, tagfs.cli, tagfs.libfuse, tagfs.logs, tagfs.tending  # others may not read these
+import tagfs.mount
 os.setgroups([])
 os.setgid({NOBODY})
 os.setuid({NOBODY})

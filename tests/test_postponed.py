@@ -20,6 +20,11 @@ def test_a_mount_does_without_what_the_standard_library_brings_along() -> None:
     assert python(BEFORE + f"import tagfs.cli, tagfs.logs; print(*sorted({seldom} & set(sys.modules)))") == ""
 
 
+def test_a_read_only_mount_does_without_what_writes() -> None:
+    writers = {"tagfs.tending", "tagfs.duplex", "tagfs.replacing", "tagfs.sweeper"}
+    assert python(BEFORE + f"print(*sorted({writers} & set(sys.modules)))") == ""
+
+
 def test_what_is_used_is_loaded() -> None:
     checks = """
 import hmac, ssl, idna, hashlib, ipaddress, shutil, urllib.parse
