@@ -61,7 +61,7 @@ def tell(store: Path, mounted: places.Place, stream: int, data: datasets.DataSet
     libc = ctypes.CDLL(None, use_errno=True)
     inotify = libc.inotify_init1(os.O_CLOEXEC)
     bare, told = [], []
-    names = [name for name, _ in data.every()]
+    names = data.names()
     before = cpu_of(mounted.pid or 0)
     for number in range(changes):
         name = names[number * 7919 % len(names)]

@@ -30,12 +30,17 @@ class DataSet:
 
     def every(self) -> Iterator[tuple[str, bytes]]:
         """(`namespace/name`, plain bytes) of each list, the same ones whenever they are asked for."""
+        for number, name in enumerate(self.names()):
+            if self.tags is None:
+                yield name, (EXAMPLES / f"{name.partition('/')[2]}.txt").read_bytes()
+            else:
+                yield name, make_list(number, self.tags)
+
+    def names(self) -> list[str]:
+        """The same without the lists, which take long to make."""
         if self.tags is None:
-            for path in sorted(EXAMPLES.glob("*.txt")):
-                yield f"official-images/{path.stem}", path.read_bytes()
-        else:
-            for number in range(self.lists):
-                yield name_of(number), make_list(number, self.tags)
+            return [f"official-images/{path.stem}" for path in sorted(EXAMPLES.glob("*.txt"))]
+        return [name_of(number) for number in range(self.lists)]
 
 
 def synthetic(lists: int, tags: int) -> DataSet:

@@ -34,7 +34,7 @@ def measure(data: DataSet, work: Path, pace: Pace, results: Results) -> None:
     plain, store = work / "plain", work / "store"
     datasets.write(data, plain, store)
     names = work / "names"
-    names.write_text("\n".join(f"./{name}/tags.txt" for name, _ in data.every()) + "\n")
+    names.write_text("\n".join(f"./{name}/tags.txt" for name in data.names()) + "\n")
     programs = programs_for(results, names)
     counter = RequestCounter()
     if not counter.is_there:
@@ -187,8 +187,8 @@ def _beside_mounts(data: DataSet, store: Path, output: Path, pace: Pace, warm: S
         "ugrep -z, on the store": lambda: (str(places.built("ugrep", "ugrep")), "-zrc", "alpine", "."),
         "rg -z, on the store": lambda: (str(places.built("rg", "ripgrep")), "-zc", "alpine", "."),
     }
-    expected = sum(plain.count(b"alpine") > 0 for _, plain in data.every())
-    matching = sum(b"alpine" in line for _, plain in data.every() for line in plain.splitlines())
+    found = [sum(b"alpine" in line for line in plain.splitlines()) for _, plain in data.every()]
+    expected, matching = sum(count > 0 for count in found), sum(found)
     sides = {}
     for name, make in makers.items():
         try:

@@ -39,6 +39,12 @@ def test_made_lists_compress_no_better_than_real_ones() -> None:
     assert 2 < gain[0] < gain[1]
 
 
+@pytest.mark.parametrize("data", [datasets.real(), datasets.synthetic(201, 3)])
+def test_the_names_of_a_data_set_are_those_of_its_lists(data: datasets.DataSet) -> None:
+    assert data.names() == [name for name, _ in data.every()]
+    assert len(set(data.names())) == data.lists
+
+
 @pytest.mark.mount
 def test_a_data_set_is_the_same_as_files_and_as_a_store(tmp_path: Path, daemons: MakeDaemon) -> None:
     data = datasets.synthetic(7, 500)
