@@ -9,6 +9,7 @@ import ctypes
 import errno
 import logging
 import os
+import select
 import struct
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 _ATTRIB, _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x4, 0x8, 0x40, 0x80, 0x100, 0x200
 _DELETE_SELF, _MOVE_SELF, _UNMOUNT, _OVERFLOW, _IGNORED = 0x400, 0x800, 0x2000, 0x4000, 0x8000
-_ONLYDIR, _EXCL_UNLINK, _ISDIR = 0x01000000, 0x04000000, 0x40000000
+_ONLYDIR, _DONT_FOLLOW, _EXCL_UNLINK, _ISDIR = 0x01000000, 0x02000000, 0x04000000, 0x40000000
 _MASK = (_ATTRIB | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF) | (
     _ONLYDIR | _EXCL_UNLINK
 )
@@ -63,6 +64,8 @@ class Changes:
         self._opened = opened
         self.descriptor: int = _check(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
         """Readable where something has happened."""
+        self._poller = select.poll()
+        self._poller.register(self.descriptor, select.POLLIN)
         self._watches = Watches()
         self._is_exhausted = False
         try:
@@ -71,15 +74,19 @@ class Changes:
             os.close(self.descriptor)
             raise
 
-    def cover(self, path: tuple[str, ...]) -> bool:
-        """Whether changes in the directory `path` below the base are told from now on."""
+    def cover(self, path: tuple[str, ...], above: int | None = None) -> bool:
+        """Whether changes in the directory `path` below the base are told from now on; `above` is the descriptor of
+        the directory that it is in, for who has it open."""
         if path in self._watches:
             return True
         if self._is_exhausted:
             return False
         try:
-            with self._opened(*path) as directory:
-                self._add(path, directory)
+            if above is not None:
+                self._add(path, above, path[-1])
+            else:
+                with self._opened(*path) as directory:
+                    self._add(path, directory)
         except RepositoryMissing:
             return False
         except OSError as error:
@@ -108,6 +115,11 @@ class Changes:
             return []
         return self._decode(raw)
 
+    def has_news(self) -> bool:
+        """Whether something has happened that was not told yet; the kernel lines it up before the program
+        that did it goes on."""
+        return bool(self._poller.poll(0))
+
     async def happened(self) -> list[Change]:
         """The same, as soon as there is something."""
         while True:
@@ -120,9 +132,13 @@ class Changes:
         trio.lowlevel.notify_closing(self.descriptor)
         os.close(self.descriptor)
 
-    def _add(self, path: tuple[str, ...] | None, directory: int) -> None:
-        watch = _check(_libc.inotify_add_watch(self.descriptor, b"/proc/self/fd/%d" % directory, _MASK))
-        self._watches.put(path, watch)
+    def _add(self, path: tuple[str, ...] | None, directory: int, name: str = "") -> None:
+        """Watch a directory that is open, or the one of this name in it."""
+        if name:
+            where, mask = b"/proc/self/fd/%d/%s" % (directory, name.encode()), _MASK | _DONT_FOLLOW
+        else:
+            where, mask = b"/proc/self/fd/%d" % directory, _MASK
+        self._watches.put(path, _check(_libc.inotify_add_watch(self.descriptor, where, mask)))
 
     def _decode(self, raw: bytes) -> list[Change]:
         changes: dict[Change, None] = {}
@@ -186,11 +202,14 @@ class Unwatched:
     descriptor = None
     is_lost = False
 
-    def cover(self, path: tuple[str, ...]) -> bool:
+    def cover(self, path: tuple[str, ...], above: int | None = None) -> bool:
         return False
 
     def read(self) -> list[Change]:
         return [Change(None, "")]
+
+    def has_news(self) -> bool:
+        return True
 
     async def happened(self) -> list[Change]:
         await trio.sleep(self.EVERY)

@@ -6,11 +6,12 @@ Invariant: as `inodes` states it; a serial number is used once, so an id that wa
 anything else, although its row is used again.
 
 The kernel names every list that was ever looked at for as long as it likes; objects for that cost 1.2 KiB a list.  Rows
-hold the same in one array.  Nodes are made of them when they are asked for, and are no place to keep a state.
+hold the same in a few arrays.  Nodes are made of them when they are asked for, and are no place to keep a state.
 """
 
 import itertools
 import struct
+from array import array
 from collections.abc import Iterator
 
 from tagfs.codec import CODECS
@@ -27,18 +28,10 @@ _ROW_MASK = (1 << _ROW_BITS) - 1
 _FIRST_ROW = 2
 """The ids of objects end in 0, that of the mount point is 1: they are in no row."""
 
-_REFERENCES = struct.Struct("<QQ")
-"""Node id and lookup count, of the directory and of the list; an id of 0 is none."""
-
-_NAMESPACE = struct.Struct("<I")
-
 _VERSION = struct.Struct("<BIIIqqIQ")
 """Position in CODECS, size, stored size, blocks, mtime, ctime, device, inode."""
 
-_LIST_AT = _REFERENCES.size
-_NAMESPACE_AT = _LIST_AT + _REFERENCES.size
-_VERSION_AT = _NAMESPACE_AT + _NAMESPACE.size
-_SIZE = _VERSION_AT + _VERSION.size
+_NO_VERSION = bytes(_VERSION.size)
 
 _ODD = 255
 """In place of a codec: the version has something that a row has no place for."""
@@ -47,6 +40,20 @@ _ODD = 255
 def row_of(id_: int) -> int:
     """The row that a node id was made for: no two nodes have it at once, but for versions that were superseded."""
     return id_ & _ROW_MASK
+
+
+class _Column:
+    """Node id and lookup count in each row; an id of 0 is none."""
+
+    __slots__ = ("ids", "lookups")
+
+    def __init__(self) -> None:
+        self.ids = array("Q", bytes(8 * _FIRST_ROW))
+        self.lookups = array("Q", bytes(8 * _FIRST_ROW))
+
+    def grow(self) -> None:
+        self.ids.append(0)
+        self.lookups.append(0)
 
 
 class _Namespace:
@@ -74,8 +81,11 @@ class CompactInodes(NodeTable):
         self._objects: dict[int, Node] = {root.id: root, self._sentinel.id: self._sentinel}
         self._above: dict[tuple[str, ...], DirectoryNode] = {(): root}
         # INVARIANT: a row has a directory or a list while, and only while, its namespace has it by its name.
-        self._rows = bytearray(_FIRST_ROW * _SIZE)
         self._names = [""] * _FIRST_ROW
+        self._namespace_of = array("I", bytes(4 * _FIRST_ROW))
+        self._directories = _Column()
+        self._lists = _Column()
+        self._versions = bytearray(_FIRST_ROW * _VERSION.size)
         self._free: list[int] = []
         self._namespaces: dict[str, _Namespace] = {}
         self._by_index: list[_Namespace | None] = []
@@ -85,9 +95,9 @@ class CompactInodes(NodeTable):
     def get(self, id_: int) -> Node:
         row = id_ & _ROW_MASK
         if _FIRST_ROW <= row < len(self._names):
-            if self._references(row, 0)[0] == id_:
+            if self._directories.ids[row] == id_:
                 return DirectoryNode(id_, self._path(row))
-            if self._references(row, _LIST_AT)[0] == id_:
+            if self._lists.ids[row] == id_:
                 return self._list(row, id_)
         try:
             return self._objects[id_]
@@ -106,14 +116,25 @@ class CompactInodes(NodeTable):
         row = self._row(path[1], path[2])
         if row is None:
             row = self._make_row(path[1], path[2])
-        id_ = self._references(row, 0)[0] or self._enter(row, 0)
-        return DirectoryNode(id_, path)
+        return DirectoryNode(self._directories.ids[row] or self._enter(row, self._directories), path)
+
+    def give_directory(self, path: tuple[str, ...]) -> int:
+        """`directory` and `remember` in one: the id of a directory that the kernel is told of."""
+        if len(path) != 3:
+            node = self.directory(path)
+            self.remember(node)
+            return node.id
+        row = self._row(path[1], path[2])
+        if row is None:
+            row = self._make_row(path[1], path[2])
+        self._directories.lookups[row] += 1
+        return self._directories.ids[row] or self._enter(row, self._directories)
 
     def known_directory(self, path: tuple[str, ...]) -> DirectoryNode | None:
         if len(path) != 3:
             return self._above.get(path)
         row = self._row(path[1], path[2])
-        id_ = self._references(row, 0)[0] if row is not None else 0
+        id_ = self._directories.ids[row] if row is not None else 0
         return DirectoryNode(id_, path) if id_ else None
 
     def remove_directory(self, path: tuple[str, ...]) -> None:
@@ -124,8 +145,8 @@ class CompactInodes(NodeTable):
             return
         row = self._row(path[1], path[2])
         if row is not None:
-            self._evict(row, _LIST_AT)
-            self._evict(row, 0)
+            self._evict(row, self._lists)
+            self._evict(row, self._directories)
             self._free_row_if_empty(row)
 
     def directories(self, below: tuple[str, ...] = ()) -> Iterator[DirectoryNode]:
@@ -142,7 +163,7 @@ class CompactInodes(NodeTable):
         one = self._namespaces.get(below[1]) if len(below) == 2 else None
         for namespace in self._namespaces.values() if len(below) < 2 else [one] if one is not None else []:
             for name, row in namespace.rows.items():
-                id_ = self._references(row, 0)[0]
+                id_ = self._directories.ids[row]
                 if id_:
                     yield DirectoryNode(id_, (BASE, namespace.name, name))
 
@@ -155,26 +176,41 @@ class CompactInodes(NodeTable):
         row = self._row(key.namespace, key.name)
         if row is None:
             row = self._make_row(key.namespace, key.name)
-        id_ = self._references(row, _LIST_AT)[0]
+        id_ = self._lists.ids[row]
         if id_:
             known = self._version(row)
             if known.identity == version.identity:
                 return ListNode(id_, key, known)
-            self._evict(row, _LIST_AT)
-        id_ = self._enter(row, _LIST_AT)
+            self._evict(row, self._lists)
+        id_ = self._enter(row, self._lists)
         self._keep(row, version)
         return ListNode(id_, key, version)
+
+    # -- the next one: rows are in the order of the listing that they were made in
+
+    def directory_after(self, id_: int) -> DirectoryNode | None:
+        """The repository after that of a node, in the same namespace; None where the kernel was told of none."""
+        row = row_of(id_) + 1
+        if not _FIRST_ROW < row < len(self._names) or self._namespace_of[row] != self._namespace_of[row - 1]:
+            return None
+        next_ = self._directories.ids[row]
+        return DirectoryNode(next_, self._path(row)) if next_ else None
+
+    def list_after(self, id_: int) -> int:
+        """The current list of the repository after that of a node, or 0."""
+        row = row_of(id_) + 1
+        return self._lists.ids[row] if row < len(self._names) else 0
 
     def supersede(self, key: RepositoryKey) -> None:
         row = self._row(key.namespace, key.name)
         if row is not None:
-            self._evict(row, _LIST_AT)
+            self._evict(row, self._lists)
             self._free_row_if_empty(row)
 
     def current_lists(self) -> Iterator[ListNode]:
         for namespace in self._namespaces.values():
             for row in namespace.rows.values():
-                id_ = self._references(row, _LIST_AT)[0]
+                id_ = self._lists.ids[row]
                 if id_:
                     yield self._list(row, id_)
 
@@ -185,20 +221,21 @@ class CompactInodes(NodeTable):
         if place is None:
             self._objects.setdefault(node.id, node).lookups += 1
         else:
-            id_, lookups = self._references(*place)
-            self._refer(*place, id_, lookups + 1)
+            row, column = place
+            column.lookups[row] += 1
 
     def forget(self, id_: int, count: int) -> None:
         place = self._place(id_)
         if place is None:
             self._forget_object(id_, count)
             return
-        lookups = self._references(*place)[1] - count
+        row, column = place
+        lookups = column.lookups[row] - count
         if lookups > 0:
-            self._refer(*place, id_, lookups)
+            column.lookups[row] = lookups
         else:
-            self._clear(*place)
-            self._free_row_if_empty(place[0])
+            self._clear(row, column)
+            self._free_row_if_empty(row)
 
     def _forget_object(self, id_: int, count: int) -> None:
         node = self._objects.get(id_)
@@ -232,8 +269,11 @@ class CompactInodes(NodeTable):
             if row > _ROW_MASK:
                 raise OverflowError(f"{row} repositories are more than one mount can show")
             self._names.append(name)
-            self._rows += bytes(_SIZE)
-        _NAMESPACE.pack_into(self._rows, row * _SIZE + _NAMESPACE_AT, above.index)
+            self._namespace_of.append(0)
+            self._directories.grow()
+            self._lists.grow()
+            self._versions += _NO_VERSION
+        self._namespace_of[row] = above.index
         above.rows[name] = row
         return row
 
@@ -244,7 +284,7 @@ class CompactInodes(NodeTable):
         return len(self._by_index) - 1
 
     def _free_row_if_empty(self, row: int) -> None:
-        if self._references(row, 0)[0] or self._references(row, _LIST_AT)[0]:
+        if self._directories.ids[row] or self._lists.ids[row]:
             return
         above = self._above_row(row)
         del above.rows[self._names[row]]
@@ -255,53 +295,46 @@ class CompactInodes(NodeTable):
             self._by_index[above.index] = None
 
     def _above_row(self, row: int) -> _Namespace:
-        index: int = _NAMESPACE.unpack_from(self._rows, row * _SIZE + _NAMESPACE_AT)[0]
-        above = self._by_index[index]
+        above = self._by_index[self._namespace_of[row]]
         assert above is not None
         return above
 
     def _path(self, row: int) -> tuple[str, str, str]:
         return BASE, self._above_row(row).name, self._names[row]
 
-    def _place(self, id_: int) -> tuple[int, int] | None:
-        """The row of a node, and where in it the references to the node are; None where it is an object."""
+    def _place(self, id_: int) -> tuple[int, _Column] | None:
+        """The row of a node, and the column that has it; None where it is an object."""
         row = id_ & _ROW_MASK
         if _FIRST_ROW <= row < len(self._names):
-            for part in (0, _LIST_AT):
-                if self._references(row, part)[0] == id_:
-                    return row, part
+            if self._directories.ids[row] == id_:
+                return row, self._directories
+            if self._lists.ids[row] == id_:
+                return row, self._lists
         return None
 
-    def _references(self, row: int, part: int) -> tuple[int, int]:
-        found: tuple[int, int] = _REFERENCES.unpack_from(self._rows, row * _SIZE + part)
-        return found
-
-    def _refer(self, row: int, part: int, id_: int, lookups: int) -> None:
-        _REFERENCES.pack_into(self._rows, row * _SIZE + part, id_, lookups)
-
-    def _enter(self, row: int, part: int) -> int:
-        """Give a part of a row that has none a new node id."""
+    def _enter(self, row: int, column: _Column) -> int:
+        """Give a row that has no node in a column a new one."""
         id_ = next(self._serials) << _ROW_BITS | row
-        self._refer(row, part, id_, 0)
+        column.ids[row] = id_
         self._in_rows += 1
         return id_
 
-    def _clear(self, row: int, part: int) -> None:
-        self._refer(row, part, 0, 0)
+    def _clear(self, row: int, column: _Column) -> None:
+        column.ids[row] = column.lookups[row] = 0
         self._in_rows -= 1
-        if part == _LIST_AT and self._odd:
+        if column is self._lists and self._odd:
             self._odd.pop(row, None)
 
-    def _evict(self, row: int, part: int) -> None:
-        """Let go of a part's node; while the kernel knows it, it goes on as an object."""
-        id_, lookups = self._references(row, part)
+    def _evict(self, row: int, column: _Column) -> None:
+        """Let go of a row's node in a column; while the kernel knows it, it goes on as an object."""
+        id_, lookups = column.ids[row], column.lookups[row]
         if not id_:
             return
         if lookups:
-            node = self._list(row, id_) if part == _LIST_AT else DirectoryNode(id_, self._path(row))
+            node = self._list(row, id_) if column is self._lists else DirectoryNode(id_, self._path(row))
             node.lookups = lookups
             self._objects[id_] = node
-        self._clear(row, part)
+        self._clear(row, column)
 
     # -- versions
 
@@ -309,22 +342,22 @@ class CompactInodes(NodeTable):
         return ListNode(id_, RepositoryKey(*self._path(row)[1:]), self._version(row))
 
     def _keep(self, row: int, version: Version) -> None:
-        times = version.mtime_ns, version.ctime_ns
+        codec, size, stored_size, blocks, mtime_ns, ctime_ns, identity, fault = version
         try:
-            device, inode, *others = version.identity
-            if version.fault is not None or tuple(others) != (*times, version.stored_size):
+            device, inode, *others = identity
+            if fault is not None or others != [mtime_ns, ctime_ns, stored_size]:
                 raise ValueError
-            sizes = version.size, version.stored_size, version.blocks
-            codec = CODECS.index(version.codec)
-            _VERSION.pack_into(self._rows, row * _SIZE + _VERSION_AT, codec, *sizes, *times, device, inode)
+            sizes = size, stored_size, blocks
+            at = row * _VERSION.size
+            _VERSION.pack_into(self._versions, at, CODECS.index(codec), *sizes, mtime_ns, ctime_ns, device, inode)
         except (ValueError, struct.error):
-            self._rows[row * _SIZE + _VERSION_AT] = _ODD
+            self._versions[row * _VERSION.size] = _ODD
             self._odd[row] = version
 
     def _version(self, row: int) -> Version:
-        at = row * _SIZE + _VERSION_AT
-        if self._rows[at] == _ODD:
+        at = row * _VERSION.size
+        if self._versions[at] == _ODD:
             return self._odd[row]
-        codec, size, stored_size, blocks, mtime_ns, ctime_ns, device, inode = _VERSION.unpack_from(self._rows, at)
+        codec, size, stored_size, blocks, mtime_ns, ctime_ns, device, inode = _VERSION.unpack_from(self._versions, at)
         identity = device, inode, mtime_ns, ctime_ns, stored_size
         return Version(CODECS[codec], size, stored_size, blocks, mtime_ns, ctime_ns, identity)

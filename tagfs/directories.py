@@ -6,6 +6,7 @@ Does not know: what is in a list.
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -21,7 +22,7 @@ from tagfs.errors import (
 )
 from tagfs.names import BASE, RepositoryKey, check_namespace, is_namespace, is_repository
 from tagfs.policy import codecs_of
-from tagfs.store import Store
+from tagfs.store import Entered, Store
 from tagfs.variants import Variant
 
 _CLOSED = -1
@@ -65,6 +66,9 @@ class Directories(Store):
             if namespace is not None:
                 raise
             return self.disk.stat_open(self.root).st_mtime_ns
+
+    def enter(self, namespace: str) -> Entered:
+        return _EnteredDirectory(self, namespace)
 
     def make_namespace(self, namespace: str) -> None:
         check_namespace(namespace)
@@ -155,6 +159,13 @@ class Directories(Store):
                     self.disk.close(directory)
             directory = inner
         return directory
+
+    def _open_key(self, key: RepositoryKey) -> int:
+        """The descriptor of the directory of a key, reached without following a link; RepositoryMissing."""
+        try:
+            return self.disk.open_below(self._require_open(), key.directory)
+        except OSError:
+            return self._open((key.namespace, key.name))  # name by name it is told why
 
     def _make_dir(self, directory: int, name: str, path: tuple[str, ...]) -> None:
         try:
@@ -248,6 +259,30 @@ class _Opened:
 
     def __exit__(self, *exc: object) -> None:
         self._directories.disk.close(self._descriptor)
+
+
+class _EnteredDirectory(Entered):
+    """The directory of a namespace, open."""
+
+    __slots__ = ("_directories", "_directory")
+
+    def __init__(self, directories: Directories, namespace: str) -> None:
+        super().__init__(directories, namespace)
+        self._directories = directories
+        self.descriptor = self._directory = directories._open((namespace,))
+
+    def mtime_ns(self, name: str) -> int:
+        try:
+            status = self._directories.disk.stat(self._directory, name)
+            if stat.S_ISDIR(status.st_mode):
+                return status.st_mtime_ns
+        except FileNotFoundError:
+            pass
+        self._directories._require_current()
+        raise RepositoryMissing(f"{BASE}/{self._namespace}/{name} is not in the store")
+
+    def close(self) -> None:
+        self._directories.disk.close(self._directory)
 
 
 def _not_empty(error: OSError, path: str) -> Exception:

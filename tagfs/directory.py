@@ -51,10 +51,15 @@ class DirectoryStore(Directories):
 
     def open(self, key: RepositoryKey, ahead: int = 0) -> Snapshot:
         for _ in range(_LOOKS):
-            with self.opened(key.namespace, key.name) as directory:
-                for variant in self._variants(directory)[:1]:
-                    with suppress(FileNotFoundError):
-                        return self._pin(directory, key, variant, ahead)
+            directory = self._open_key(key)
+            try:
+                found = variants.find(self.disk, directory, self.codecs)
+                if found:
+                    return self._pin(directory, key, found[0], ahead)
+            except FileNotFoundError:
+                continue
+            finally:
+                self.disk.close(directory)
         self._require_current()
         raise ListMissing(f"{key} has no list")
 

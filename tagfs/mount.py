@@ -257,7 +257,11 @@ class _Mount:
             self._channel.tree = StatelessTree(store, View(settings.namespaces), _room_for_pins())
         else:
             self._channel.tree = Tree(store, View(settings.namespaces, keeps=LOOKED_UP))
-        self._channel.tree.watch(opened.changes.cover if settings.read_only else None)
+        tree = self._channel.tree
+        if isinstance(tree, StatelessTree):
+            tree.watch(opened.changes.cover, opened.changes.has_news)
+        else:
+            tree.watch(opened.changes.cover if settings.read_only else None)
         if self._session.mounted is not None:
             self._channel.tree.pipes = self._stream.pipes
             self._stream.show(store, self._channel.tree, self._commits.quiet)

@@ -7,18 +7,31 @@ Invariant: all bytes of a node are of one version; where that one is not to be h
 
 import errno
 import itertools
-import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from tagfs.ahead import Ahead, Found
+from tagfs.compact import CompactInodes
 from tagfs.errors import ListMissing, NotPermitted, RepositoryMissing, VersionGone
-from tagfs.inodes import ROOT_ID, DirectoryNode, ListNode, Node, SentinelNode
+from tagfs.inodes import ROOT_ID, DirectoryNode, ListNode, SentinelNode
 from tagfs.names import LIST, RepositoryKey
 from tagfs.pins import Parts, Pins
-from tagfs.store import Snapshot, Store
-from tagfs.tree import LIST_NAME, PRESENTED_VERSION, Attributes, Tree, View
+from tagfs.store import Entered, Snapshot, Store
+from tagfs.tree import (
+    FOREVER,
+    LIST_MODE,
+    LIST_NAME,
+    PRESENTED_VERSION,
+    UNWATCHED,
+    Attributes,
+    Invalidation,
+    Tree,
+    View,
+    Watch,
+)
 
 PARTS_LIMIT = 8 << 20
 """Bytes of lists that are being read in parts."""
@@ -36,6 +49,7 @@ _SHIFT = 25
 _AFTER_LIST = 1
 """The position after the only name of a repository, which no listing has."""
 
+_DIRECTORY = Tree.directory_mode(False)
 
 _T = TypeVar("_T")
 
@@ -59,6 +73,8 @@ class StatelessTree(Tree):
 
     def __init__(self, store: Store, view: View | None, pins: int) -> None:
         super().__init__(store, view)
+        self.inodes: CompactInodes = CompactInodes()
+        self.ahead = Ahead(self.inodes, self._open_ahead, self._enter, self._give_back, self._decode_ahead)
         self._pins = Pins(pins, self._revived)
         self._parts = Parts(PARTS_LIMIT)
         self._listings: dict[int, _Listing] = {}
@@ -66,14 +82,46 @@ class StatelessTree(Tree):
 
     # -- names
 
-    def _file(self, key: RepositoryKey, name: bytes, pid: int) -> Node:
-        if name != LIST_NAME:
-            raise ListMissing(f"{key} shows nothing but {LIST}")
-        self._watch((key.namespace, key.name))
-        snapshot = self._with_room(partial(self.store.open, key, AHEAD))
-        node = self.inodes.version(key, snapshot.version)
+    def lookup(self, parent: int, name: bytes, pid: int = 0) -> Attributes:
+        found = self.ahead.take_found(parent) if name == LIST_NAME else None
+        if found is None:
+            directory = self._directory(parent)
+            if len(directory.path) < 3:
+                return super().lookup(parent, name, pid)
+            if name != LIST_NAME:
+                raise ListMissing(f"{'/'.join(directory.path)} shows nothing but {LIST}")
+            found = self._look(directory)
+        return self._given(found, parent)
+
+    def _look(self, directory: DirectoryNode) -> Found:
+        """The list of a repository; ListMissing."""
+        return self._enter(*self._with_room(partial(self._open_list, directory)))
+
+    def _open_list(self, directory: DirectoryNode) -> tuple[RepositoryKey, Snapshot, float]:
+        """(its key, the list of a repository as it is now, for how long the kernel may keep it)."""
+        # First: what changes after the look must be told.
+        kept = 0.0 if self._view.watch is None else self._kept(directory.path[1:])
+        key = RepositoryKey(*directory.path[1:])
+        return key, self.store.open(key, AHEAD), kept
+
+    def _open_ahead(self, directory: DirectoryNode) -> tuple[RepositoryKey, Snapshot, float] | None:
+        if self._kept(directory.path[1:]) != FOREVER:
+            return None
+        key = RepositoryKey(*directory.path[1:])
+        return key, self.store.open(key, AHEAD), FOREVER
+
+    def _enter(self, key: RepositoryKey, snapshot: Snapshot, kept: float) -> Found:
+        version = snapshot.version
+        node = self.inodes.version(key, version)
         self._pins.add(node.id, snapshot)
-        return node
+        times = version.mtime_ns, version.ctime_ns
+        return Found(node, Attributes(node.id, LIST_MODE, version.size, version.blocks, *times, kept, kept))
+
+    def _given(self, found: Found, directory_id: int) -> Attributes:
+        """What the kernel is told of a list from now on."""
+        self.inodes.remember(found.node)
+        self.ahead.given(found.node.id, directory_id)
+        return found.attributes
 
     def forget(self, references: list[tuple[int, int]]) -> None:
         super().forget(references)
@@ -84,19 +132,33 @@ class StatelessTree(Tree):
                 self._pins.drop(id_)
                 self._parts.drop(id_)
 
+    def _give_back(self, node: ListNode) -> None:
+        self.forget([(node.id, 0)])
+
     # -- directories
 
-    def children(self, id_: int, position: int) -> Iterator[tuple[int, bytes, Callable[[], Attributes | None]]]:
-        """(position of the next, name, child) of a directory from `position` on; 0 reads it anew.
+    def children(
+        self, id_: int, position: int, room: int, size_of: Callable[[bytes], int]
+    ) -> Iterator[tuple[int, bytes, Attributes]]:
+        """(position of the next, name, child) of a directory from `position` on, as many as have room by the size of
+        their names; 0 reads it anew.
 
-        Calling `child` gives its attributes, counted as one reference, or None where it has gone meanwhile.  A position
-        stays good while others list the same directory, and while it changes.
+        Each child is counted as one reference; what has gone meanwhile is left out.  A position stays good while others
+        list the same directory, and while it changes.
         """
-        if position == _AFTER_LIST:
+        if position == _AFTER_LIST or size_of(LIST_NAME) > room:
+            return
+        found = self.ahead.take_found(id_)
+        if found is not None:
+            yield _AFTER_LIST, LIST_NAME, self._given(found, id_)
             return
         directory = self._directory(id_)
-        if len(directory.path) == 3:
-            yield _AFTER_LIST, LIST_NAME, lambda: self._listed_list(directory)
+        path = directory.path
+        if len(path) == 3:
+            with suppress(ListMissing):
+                found = self._look(directory)
+            if found is not None:
+                yield _AFTER_LIST, LIST_NAME, self._given(found, id_)
             return
         number, place = position >> _SHIFT, position & (1 << _SHIFT) - 1
         listing = self._listings.get(number)
@@ -108,34 +170,45 @@ class StatelessTree(Tree):
             listing.readers -= 1
             if listing.readers <= 0:
                 del self._listings[number]  # read to its end; who seeks back has it listed anew
-        look = self._listed_directory if directory.path else self._listed_at_top
-        for index in range(place, len(names)):
-            yield number << _SHIFT | index + 1, names[index], partial(look, directory.path, names[index])
-
-    def _listed_at_top(self, path: tuple[str, ...], name: bytes) -> Attributes:
-        return self.lookup(ROOT_ID, name)
-
-    def _listed_directory(self, above: tuple[str, ...], name: bytes) -> Attributes | None:
-        path = (*above, name.decode("utf-8", "surrogateescape"))
-        kept, attributes_kept, mtime_ns = self._kept(path[1:-1]), 0.0, 0
+            return
+        kept, entered = self._kept(path[1:]) if path else FOREVER, None
+        if len(path) == 2:
+            try:
+                entered = self._with_room(partial(self.store.enter, path[1]))
+            except RepositoryMissing:
+                return
         try:
-            attributes_kept = self._kept(path[1:])
-            mtime_ns = self._mtime_ns(path)
+            for index in range(place, len(names)):
+                name = names[index]
+                if size_of(name) > room:
+                    return
+                child = self._listed_directory(path, name, kept, entered) if path else self.lookup(ROOT_ID, name)
+                if child is not None:
+                    room -= size_of(name)
+                    yield number << _SHIFT | index + 1, name, child
+        finally:
+            if entered is not None:
+                entered.close()
+
+    def _listed_directory(
+        self, above: tuple[str, ...], name: bytes, kept: float, entered: Entered | None
+    ) -> Attributes | None:
+        path = (*above, name.decode("utf-8", "surrogateescape"))
+        attributes_kept, mtime_ns = UNWATCHED, 0
+        try:
+            if entered is None:
+                attributes_kept = self._kept(path[1:])
+                mtime_ns = self._mtime_ns(path)
+            else:
+                if self._view.watch is not None and self._view.watch(path[1:], entered.descriptor):
+                    attributes_kept = FOREVER
+                mtime_ns = entered.mtime_ns(path[2])
         except RepositoryMissing:
             return None
         except OSError:
             kept = attributes_kept = 0.0  # what cannot be entered must not hide its neighbours; entering it tells why
-        node = self.inodes.directory(path)
-        self.inodes.remember(node)
-        return Attributes(node.id, self._mode(stat.S_IFDIR), 0, 0, mtime_ns, mtime_ns, kept, attributes_kept)
-
-    def _listed_list(self, directory: DirectoryNode) -> Attributes | None:
-        try:
-            node = self._file(RepositoryKey(directory.path[1], directory.path[2]), LIST_NAME, 0)
-        except ListMissing:
-            return None
-        self.inodes.remember(node)
-        return self._attributes(node, 0)
+        id_ = self.inodes.give_directory(path)
+        return Attributes(id_, _DIRECTORY, 0, 0, mtime_ns, mtime_ns, kept, attributes_kept)
 
     def _begin(self, directory: int, names: list[bytes]) -> int:
         """The number of a listing: of one that is kept where that has the same names, so that who begins many and ends
@@ -156,6 +229,8 @@ class StatelessTree(Tree):
         """Raises ListCorrupt, OSError; VersionGone where the version was replaced and is not kept open any more."""
         content = self._parts.get(id_)
         if content is None:
+            content = self.ahead.take_decoded(id_)
+        if content is None:
             snapshot = self._pins.get(id_)
             content = snapshot.decode() if snapshot is not None else self._unpinned(id_)
         if offset + size < len(content):
@@ -164,6 +239,7 @@ class StatelessTree(Tree):
         else:
             self._parts.drop(id_)
             self._pins.end(id_)
+            self.ahead.read(id_)
         return content if offset == 0 and size >= len(content) else memoryview(content)[offset : offset + size]
 
     def _unpinned(self, id_: int) -> bytes:
@@ -182,6 +258,11 @@ class StatelessTree(Tree):
             raise VersionGone(f"{node.key} was replaced")
         self._pins.add(id_, snapshot)
         return snapshot.decode()
+
+    def _decode_ahead(self, id_: int) -> bytes | None:
+        """The bytes of a node, where little has to be read for them."""
+        snapshot = self._pins.get(id_)
+        return snapshot.decode() if snapshot is not None and snapshot.version.stored_size <= AHEAD else None
 
     def _revived(self, id_: int, descriptor: int, was_read: bool) -> Snapshot:
         """What was kept open of a node, to be read."""
@@ -206,10 +287,26 @@ class StatelessTree(Tree):
                 if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._pins.spare():
                     raise
 
+    # -- changes beneath
+
+    def watch(self, watch: Watch | None, has_news: Callable[[], bool] | None = None) -> None:
+        super().watch(watch)
+        self.ahead.drop()
+        self.ahead.has_news = has_news
+
+    def changed(self, path: tuple[str, ...], name: str) -> list[Invalidation]:
+        self.ahead.drop()
+        return super().changed(path, name)
+
+    def everything(self) -> list[Invalidation]:
+        self.ahead.drop()
+        return super().everything()
+
     # -- the end
 
     def rest(self) -> None:
         """Let go of bytes that are only kept because they might be asked for soon."""
+        self.ahead.drop()
         self._parts.clear()
         self._pins.unload()
 

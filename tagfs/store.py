@@ -102,6 +102,11 @@ class Store(ABC):
     def directory_mtime_ns(self, namespace: str | None = None, name: str | None = None) -> int:
         """When the directory of all namespaces, of one, or of a repository changed; RepositoryMissing without it."""
 
+    def enter(self, namespace: str) -> "Entered":
+        """A namespace, to look at many of its repositories; RepositoryMissing."""
+        self.directory_mtime_ns(namespace)
+        return Entered(self, namespace)
+
     @abstractmethod
     def make_namespace(self, namespace: str) -> None:
         """AlreadyExists where it is there, NameRefused where it is no name of a namespace."""
@@ -244,3 +249,21 @@ class Store(ABC):
     def replace(self, key: RepositoryKey, plain: bytes, mtime_ns: int | None = None) -> Version:
         """Make `plain`, a valid list, the list of `key`, durably."""
         return self.publish(self.stage(key, plain), mtime_ns)
+
+
+class Entered:
+    """A namespace that is open to be looked into; `descriptor` is its directory, where it has one."""
+
+    __slots__ = ("_namespace", "_store", "descriptor")
+
+    def __init__(self, store: Store, namespace: str) -> None:
+        self._store = store
+        self._namespace = namespace
+        self.descriptor: int | None = None
+
+    def mtime_ns(self, name: str) -> int:
+        """When the directory of a repository changed, a name that `repositories` has told; RepositoryMissing."""
+        return self._store.directory_mtime_ns(self._namespace, name)
+
+    def close(self) -> None:
+        """Let go of it."""

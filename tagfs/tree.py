@@ -8,9 +8,9 @@ Invariant: an open file shows exactly one version; nothing here writes to the st
 import functools
 import itertools
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from tagfs import pipes
 from tagfs.compact import CompactInodes
@@ -39,6 +39,9 @@ UNWATCHED = 1.0
 
 LIST_NAME = LIST.encode()
 _READERS = 0o444
+LIST_MODE = stat.S_IFREG | _READERS
+"""Of a list on a read-only mount."""
+
 _ENTERERS = 0o555
 _OWNER_WRITES = 0o200
 
@@ -67,20 +70,27 @@ class Invalidation:
     name: bytes | None = None
 
 
+class Watch(Protocol):
+    """Whether changes in the directory `path` below BASE are told from now on; `above` is the descriptor of the
+    directory that it is in, where that is open."""
+
+    def __call__(self, path: tuple[str, ...], above: int | None = None, /) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """How a tree shows a store.
 
     Args:
         namespaces: the only ones shown, or None for all.
-        watch: called with the path of a directory below BASE before its first entry is given out; whether changes
-            beneath it will be told.  None: nobody tells, so no list is kept by the kernel.
+        watch: called for a directory before its first entry is given out.  None: nobody tells what changes beneath,
+            so no list is kept by the kernel.
         keeps: how many of the versions that were looked up last stay open, so that the kernel, which repeats an open
             just once, finds what it has looked up although it was replaced since.
     """
 
     namespaces: frozenset[str] | None = None
-    watch: Callable[[tuple[str, ...]], bool] | None = None
+    watch: Watch | None = None
     keeps: int = 0
 
 
@@ -102,7 +112,7 @@ class Tree:
         # INVARIANT: at most `keeps` snapshots, each of its node's version, the one looked up last at the end.
         self._recent: dict[int, Snapshot] = {}
 
-    def watch(self, watch: Callable[[tuple[str, ...]], bool] | None) -> None:
+    def watch(self, watch: Watch | None) -> None:
         """Let another watch tell of changes from now on; what the kernel keeps must have been invalidated."""
         self._view = replace(self._view, watch=watch)
 

@@ -68,17 +68,10 @@ def find_hidden(disk: Disk, directory: int, codecs: tuple[Codec, ...]) -> list[V
 
 def version_of(codec: Codec, size: int, status: FileStatus, fault: str | None = None) -> Version:
     """The version that a variant of `size` plain bytes holds."""
-    return Version(
-        codec=codec,
-        size=size,
-        stored_size=status.st_size,
-        blocks=status.st_blocks,
-        mtime_ns=status.st_mtime_ns,
-        ctime_ns=status.st_ctime_ns,
-        # The ctime, because a freed inode is used again, and a requested mtime may be that of an older version.
-        identity=(status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size),
-        fault=fault,
-    )
+    stored_size, mtime_ns, ctime_ns = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    # The ctime, because a freed inode is used again, and a requested mtime may be that of an older version.
+    identity = status.st_dev, status.st_ino, mtime_ns, ctime_ns, stored_size
+    return Version(codec, size, stored_size, status.st_blocks, mtime_ns, ctime_ns, identity, fault)
 
 
 class PinnedFile(Snapshot):

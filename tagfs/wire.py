@@ -6,6 +6,7 @@ Source: the kernel's `include/uapi/linux/fuse.h`, protocol 7.31; `struct` lines 
 """
 
 import enum
+import functools
 import os
 import struct
 
@@ -91,8 +92,8 @@ _WANTED = (
 _KEEP_CACHE, _CACHE_DIRECTORY = 1 << 1, 1 << 3
 """FOPEN_KEEP_CACHE and FOPEN_CACHE_DIR, which a kernel that is answered ENOSYS takes for granted."""
 
-_IN = struct.Struct("<IIQQIIIHH")
-"""struct fuse_in_header: length, opcode, unique, node id, uid, gid, pid, length of extensions, padding."""
+_IN = struct.Struct("<4xIQQ")
+"""struct fuse_in_header, without what is not asked for: opcode, unique, node id."""
 
 _OUT = struct.Struct("<IiQ")
 """struct fuse_out_header: length, negative errno (or code of a notification), unique."""
@@ -130,7 +131,8 @@ _SECOND = 1_000_000_000
 _BLOCK_SIZE = 4096
 """Bytes: the size of reads that `st_blksize` advises."""
 
-HEADER_SIZE = _IN.size
+HEADER_SIZE = 40
+"""Bytes: the header's other fields are its length, the user, group and process that ask, and the extensions' length."""
 
 
 class Malformed(ValueError):
@@ -139,10 +141,9 @@ class Malformed(ValueError):
 
 def header(request: bytes) -> tuple[int, int, int]:
     """-> (opcode, unique, node id)."""
-    try:
-        _, opcode, unique, node, *_ = _IN.unpack_from(request)
-    except struct.error as error:
-        raise Malformed(f"{len(request)} bytes are no request") from error
+    if len(request) < HEADER_SIZE:
+        raise Malformed(f"{len(request)} bytes are no request")
+    opcode, unique, node = _IN.unpack_from(request)
     return opcode, unique, node
 
 
@@ -226,16 +227,16 @@ def opened() -> bytes:
 
 def entry(one: Attributes, uid: int, gid: int) -> bytes:
     """struct fuse_entry_out of a node that is there."""
-    entry_s, entry_ns = _timeout(one.entry_timeout)
-    attr_s, attr_ns = _timeout(one.attr_timeout)
-    mtime, mtime_ns = divmod(one.mtime_ns, _SECOND)
-    ctime, ctime_ns = divmod(one.ctime_ns, _SECOND)
-    id_ = one.id
+    id_, mode, size, blocks, mtime, ctime, entry_kept, attr_kept, owner = one
+    entry_s, entry_ns = _timeout(entry_kept)
+    attr_s, attr_ns = _timeout(attr_kept)
+    mtime, mtime_ns = divmod(mtime, _SECOND)
+    ctime, ctime_ns = divmod(ctime, _SECOND)
     # fmt: off
     return _ENTRY.pack(
         id_, 0, entry_s, attr_s, entry_ns, attr_ns,
-        id_, one.size, one.blocks, mtime & _MASK, mtime & _MASK, ctime & _MASK, mtime_ns, mtime_ns, ctime_ns,
-        one.mode, 1, uid if one.owner is None else one.owner, gid, 0, _BLOCK_SIZE, 0,
+        id_, size, blocks, mtime & _MASK, mtime & _MASK, ctime & _MASK, mtime_ns, mtime_ns, ctime_ns,
+        mode, 1, uid if owner is None else owner, gid, 0, _BLOCK_SIZE, 0,
     )
     # fmt: on
 
@@ -292,6 +293,7 @@ def forget_node(id_: int) -> bytes:
     return _OUT.pack(_OUT.size + len(body), _NOTIFY_INVAL_INODE, 0) + body
 
 
+@functools.lru_cache(maxsize=8)  # there are three
 def _timeout(seconds: float) -> tuple[int, int]:
     whole = int(seconds)
     return whole, int((seconds - whole) * _SECOND)

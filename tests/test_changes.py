@@ -267,11 +267,32 @@ class Exhausted(Changes):
 
     left = 2
 
-    def _add(self, path: tuple[str, ...] | None, directory: int) -> None:
+    def _add(self, path: tuple[str, ...] | None, directory: int, name: str = "") -> None:
         if self.left == 0:
             raise OSError(errno.ENOSPC, "No space left on device")
         self.left -= 1
-        super()._add(path, directory)
+        super()._add(path, directory, name)
+
+
+async def test_a_directory_is_covered_by_its_name_in_one_that_is_open(watched: Watched) -> None:
+    with watched.opened("team") as above:
+        assert watched.changes.cover(HERE, above)
+        assert not watched.changes.cover(("team", "none"), above)
+        os.symlink(watched.path / BASE / "team" / "app", watched.path / BASE / "team" / "link")
+        (watched.path / BASE / "team" / "file").touch()
+        assert not watched.changes.cover(("team", "link"), above)
+        assert not watched.changes.cover(("team", "file"), above)
+    put(watched.path, KEY, b"v2\n")
+    assert Change(HERE, "tags.txt") in await watched.told()
+
+
+async def test_what_has_happened_is_news_until_it_is_told(watched: Watched) -> None:
+    watched.changes.cover(HERE)
+    assert not watched.changes.has_news()
+    put(watched.path, KEY, b"v2\n")
+    assert watched.changes.has_news()
+    await watched.told()
+    assert not watched.changes.has_news()
 
 
 async def test_without_watches_left_it_says_so_once_and_goes_on(
@@ -289,10 +310,10 @@ async def test_without_watches_left_it_says_so_once_and_goes_on(
 
 async def test_a_directory_that_may_not_be_opened_is_not_covered(watched: Watched) -> None:
     class Refusing(Changes):
-        def _add(self, path: tuple[str, ...] | None, directory: int) -> None:
+        def _add(self, path: tuple[str, ...] | None, directory: int, name: str = "") -> None:
             if path:
                 raise PermissionError(errno.EACCES, "Permission denied")
-            super()._add(path, directory)
+            super()._add(path, directory, name)
 
     refusing = Refusing(watched.opened, watched.root)
     assert not refusing.cover(HERE)
@@ -302,7 +323,7 @@ async def test_a_directory_that_may_not_be_opened_is_not_covered(watched: Watche
 
 async def test_watches_that_cannot_begin_leave_nothing_open(watched: Watched) -> None:
     class Never(Changes):
-        def _add(self, path: tuple[str, ...] | None, directory: int) -> None:
+        def _add(self, path: tuple[str, ...] | None, directory: int, name: str = "") -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with no_descriptor_left(), pytest.raises(OSError):

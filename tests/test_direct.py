@@ -51,7 +51,7 @@ class Asked:
         self.channel.take(theirs.detach())
         self.store = MemoryStore()
         self.store.replace(KEY, PLAIN)
-        self.tree = StatelessTree(self.store, View(None, lambda path: True), PINS)
+        self.tree = StatelessTree(self.store, View(None, lambda path, above=None: True), PINS)
         if is_ready:
             self.show()
 
@@ -438,7 +438,8 @@ class Mounted:
         self.channel = Direct(0, 0)
         self.changes = Changes(self.store.opened, self.store.root)
         self.notifier = Notifier(self.channel.forget_entry, self.channel.forget_node)
-        self.tree = StatelessTree(self.store, View(None, self.changes.cover), PINS)
+        self.tree = StatelessTree(self.store, View(None), PINS)
+        self.tree.watch(self.changes.cover, self.changes.has_news)
 
     def list_path(self, name: str) -> Path:
         return self.point / BASE / "team" / name / "tags.txt"

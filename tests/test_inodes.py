@@ -313,5 +313,35 @@ def test_rows_are_used_again_and_their_ids_never() -> None:
         for id_ in sorted(ids)[-2:]:
             inodes.forget(id_, 1)
     assert len(inodes) == 2
-    assert len(inodes._rows) < 1000
+    assert len(inodes._names) < 100
     assert inodes._namespaces == {} and inodes._odd == {}
+
+
+def test_a_directory_that_is_given_is_known_and_referred_to() -> None:
+    for path in ((BASE,), (BASE, "team"), (BASE, "team", "app")):
+        inodes = CompactInodes()
+        id_ = inodes.give_directory(path)
+        assert [inodes.give_directory(path) for _ in range(2)] == [id_, id_]
+        inodes.forget(id_, 2)
+        assert inodes.get(id_) == inodes.directory(path)
+        inodes.forget(id_, 1)
+        with pytest.raises(VersionGone):
+            inodes.get(id_)
+
+
+def test_the_next_repository_is_that_which_was_given_next_in_its_namespace() -> None:
+    inodes = CompactInodes()
+    paths = [(BASE, namespace, name) for namespace in ("other", "team") for name in ("app", "web")]
+    ids = [inodes.give_directory(path) for path in paths]
+    node = inodes.version(RepositoryKey("other", "web"), version(1))
+    nexts = [inodes.directory_after(id_) for id_ in ids]
+    assert [None if one is None else (one.id, one.path) for one in nexts] == [
+        (ids[1], paths[1]),
+        None,
+        (ids[3], paths[3]),
+        None,
+    ]
+    assert [inodes.list_after(id_) for id_ in ids] == [node.id, 0, 0, 0]
+    assert (inodes.directory_after(node.id), inodes.list_after(ROOT_ID)) == (None, 0)
+    inodes.forget(ids[3], 1)
+    assert inodes.directory_after(ids[2]) is None

@@ -123,7 +123,7 @@ async def asked(nursery: trio.Nursery) -> AsyncIterator[Asked]:
 
 @pytest.fixture
 async def reading(nursery: trio.Nursery) -> Asked:
-    one = Asked(nursery, is_writable=False, view=View(None, lambda path: True))
+    one = Asked(nursery, is_writable=False, view=View(None, lambda path, above=None: True))
     one.store.replace(KEY, b"v1\nv2\n")
     one.show()
     return one
@@ -341,7 +341,7 @@ async def test_that_a_list_is_not_there_is_watched_before_it_is_looked_for(nurse
     asked = Asked(nursery, is_writable=False)
     store = Coming()
     asked.store = store
-    asked.tree = Tree(store, View(None, lambda path: _watch(store, watched, path)))
+    asked.tree = Tree(store, View(None, lambda path, above=None: _watch(store, watched, path)))
     store.make_namespace("team")
     store.make_repository(KEY)
     asked.show()

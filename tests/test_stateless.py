@@ -11,6 +11,7 @@ import pytest
 
 from tagfs import codec
 from tagfs.directory import DirectoryStore
+from tagfs.disk import Disk, FileStatus
 from tagfs.errors import ListCorrupt, NotPermitted, RepositoryMissing, VersionGone
 from tagfs.inodes import ROOT_ID
 from tagfs.names import BASE, RepositoryKey
@@ -40,7 +41,7 @@ def store(path: Path) -> Iterator[DirectoryStore]:
 
 @pytest.fixture
 def tree(store: DirectoryStore) -> Iterator[StatelessTree]:
-    one = StatelessTree(store, View(None, lambda path: True), PINS)
+    one = StatelessTree(store, View(None, lambda path, above=None: True), PINS)
     yield one
     one.close()
 
@@ -170,7 +171,7 @@ def test_a_plain_list_that_is_changed_in_place_is_an_error_after_its_first_bytes
 @pytest.fixture
 def wide(store: DirectoryStore) -> Iterator[StatelessTree]:
     """A tree that keeps every version open, whatever it was."""
-    one = StatelessTree(store, View(None, lambda path: True), 1 << 20)
+    one = StatelessTree(store, View(None, lambda path, above=None: True), 1 << 20)
     yield one
     one.close()
 
@@ -298,17 +299,18 @@ def test_the_sentinel_is_read(tree: StatelessTree) -> None:
 # -- listings
 
 
+def one_each(name: bytes) -> int:
+    """The size of a name, where room is counted in names."""
+    return 1
+
+
 def listed(tree: StatelessTree, id_: int, position: int = 0, at_most: int = 1000) -> tuple[list[str], int]:
     """(names, position of the next) of the children that are there; each is forgotten again."""
     names: list[str] = []
-    for following, name, look_at in tree.children(id_, position):
-        if len(names) == at_most:
-            break
-        child = look_at()
+    for following, name, child in tree.children(id_, position, at_most, one_each):
         position = following
-        if child is not None:
-            names.append(name.decode())
-            tree.forget([(child.id, 1)])
+        names.append(name.decode())
+        tree.forget([(child.id, 1)])
     return names, position
 
 
@@ -324,8 +326,8 @@ def test_each_level_is_listed(tree: StatelessTree) -> None:
 def test_a_listed_child_is_what_a_lookup_finds(tree: StatelessTree) -> None:
     for names in ((), (BASE,), (BASE, "team"), (BASE, "team", "app")):
         id_ = directory(tree, *names)
-        for _, name, look_at in tree.children(id_, 0):
-            assert look_at() == tree.lookup(id_, name)
+        for _, name, child in tree.children(id_, 0, 1000, one_each):
+            assert child == tree.lookup(id_, name)
 
 
 def test_a_repository_without_a_list_is_empty_and_a_missing_one_an_error(
@@ -342,11 +344,11 @@ def test_a_repository_without_a_list_is_empty_and_a_missing_one_an_error(
 def test_what_goes_while_it_is_listed_is_left_out(tree: StatelessTree, store: DirectoryStore) -> None:
     others(tree, store, 3)
     id_ = directory(tree, BASE, "team")
-    children = tree.children(id_, 0)
+    children = tree.children(id_, 0, 1000, one_each)
     _, first, _ = next(children)
     store.remove(RepositoryKey("team", "other-1"))
     store.remove_repository(RepositoryKey("team", "other-1"))
-    rest = [name for _, name, look_at in children if look_at() is not None]
+    rest = [name for _, name, _ in children]
     assert [first, *rest] == [b"app", b"other-0", b"other-2"]
 
 
@@ -417,16 +419,20 @@ def test_many_listings_at_once_stay_bounded(tree: StatelessTree, store: Director
 def test_what_cannot_be_entered_does_not_hide_its_neighbours(
     store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tree = StatelessTree(store, View(None, lambda path: True), PINS)
+    tree = StatelessTree(store, View(None, lambda path, above=None: True), PINS)
     others(tree, store, 2)
+    look = Disk.stat
 
-    def closed(namespace: str | None = None, name: str | None = None) -> int:
+    def closed(disk: Disk, directory: int, name: str) -> FileStatus:
         if name == "other-0":
             raise PermissionError(errno.EACCES, "Permission denied")
-        return 0
+        return look(disk, directory, name)
 
-    monkeypatch.setattr(store, "directory_mtime_ns", closed)
-    found = {name: look_at() for _, name, look_at in tree.children(directory(tree, BASE, "team"), 0)}
-    kept = {name: child.attr_timeout for name, child in found.items() if child is not None}
-    assert kept == {b"app": FOREVER, b"other-0": 0.0, b"other-1": FOREVER}
+    monkeypatch.setattr(Disk, "stat", closed)
+    children = tree.children(directory(tree, BASE, "team"), 0, 1000, one_each)
+    assert {name: child.attr_timeout for _, name, child in children} == {
+        b"app": FOREVER,
+        b"other-0": 0.0,
+        b"other-1": FOREVER,
+    }
     tree.close()

@@ -501,6 +501,32 @@ def test_the_time_of_each_directory_is_told(store: Store) -> None:
         assert store.directory_mtime_ns(*path) >= 0
 
 
+def test_a_namespace_that_is_entered_tells_the_same(store: Store) -> None:
+    with pytest.raises(RepositoryMissing):
+        store.enter(KEY.namespace)
+    store.replace(KEY, SMALL)
+    entered = store.enter(KEY.namespace)
+    assert entered.mtime_ns(KEY.name) == store.directory_mtime_ns(KEY.namespace, KEY.name)
+    store.remove(KEY)
+    store.remove_repository(KEY)
+    with pytest.raises(RepositoryMissing):
+        entered.mtime_ns(KEY.name)
+    entered.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_is_no_directory_has_no_time_in_a_namespace_that_is_entered(tmp_path: Path, kind: str) -> None:
+    store = open_store(Disk(), str(tmp_path))
+    store.make_namespace(KEY.namespace)
+    path = tmp_path / BASE / KEY.namespace / KEY.name
+    path.symlink_to(tmp_path) if kind == "link" else path.touch()
+    entered = store.enter(KEY.namespace)
+    with pytest.raises(RepositoryMissing):
+        entered.mtime_ns(KEY.name)
+    entered.close()
+    store.close()
+
+
 def test_a_scan_finds_every_key_in_order(store: Store) -> None:
     assert list(store.scan()) == []
     store.replace(STRANGER, SMALL)
@@ -826,6 +852,7 @@ def test_a_store_that_is_taken_away_says_so_and_shows_nothing_missing(path: Path
         lambda: store.make_repository(NEIGHBOUR),
         lambda: store.remove_repository(KEY),
         lambda: store.remove_namespace(KEY.namespace),
+        lambda: store.enter("missing"),
     ]
     for call in calls:
         with pytest.raises(StoreWaiting):

@@ -48,7 +48,7 @@ def watched(store: Store, namespaces: frozenset[str] | None = None) -> tuple[Dri
     """A tree all of whose directories are watched, and which were."""
     asked: list[tuple[str, ...]] = []
 
-    def watch(path: tuple[str, ...]) -> bool:
+    def watch(path: tuple[str, ...], above: int | None = None) -> bool:
         asked.append(path)
         return True
 
@@ -332,7 +332,7 @@ def test_all_is_kept_of_what_is_watched(store: Store) -> None:
 
 
 def test_little_is_kept_where_watches_have_run_out(store: Store) -> None:
-    driver = Driver(Tree(store, View(None, lambda path: path != HERE)))
+    driver = Driver(Tree(store, View(None, lambda path, above=None: path != HERE)))
     attributes = driver.stat()
     assert (attributes.entry_timeout, attributes.attr_timeout) == (UNWATCHED, UNWATCHED)
     with driver.inside() as directory:
@@ -368,7 +368,7 @@ def test_a_directory_is_watched_before_anything_of_it_is_given_out() -> None:
     store = Ordered()
     store.replace(KEY, b"v1\n")
 
-    def watch(path: tuple[str, ...]) -> bool:
+    def watch(path: tuple[str, ...], above: int | None = None) -> bool:
         store.order.append(path)
         return True
 

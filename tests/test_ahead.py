@@ -1,0 +1,259 @@
+"""What is looked ahead for is what is there when it is asked for, and costs nothing that is kept."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tagfs import sentinel
+from tagfs.changes import Changes
+from tagfs.directory import DirectoryStore
+from tagfs.disk import Disk
+from tagfs.errors import ListCorrupt
+from tagfs.inodes import ROOT_ID
+from tagfs.names import BASE, RepositoryKey
+from tagfs.policy import Policy
+from tagfs.stateless import AHEAD, StatelessTree
+from tagfs.store import Snapshot
+from tagfs.tree import Attributes, View
+from tests.support.beneath import directory_store, no_descriptor_left, put
+from tests.support.places import fast_directory, open_descriptors
+
+KEYS = [RepositoryKey("team", f"app-{number}") for number in range(6)]
+
+
+def plain_of(number: int) -> bytes:
+    return b"".join(b"v%d.%d\n" % (number, patch) for patch in range(100))
+
+
+class Counted(DirectoryStore):
+    """Notes which lists are opened."""
+
+    opened_lists: list[RepositoryKey]
+
+    def open(self, key: RepositoryKey, ahead: int = 0) -> Snapshot:
+        self.opened_lists.append(key)
+        return super().open(key, ahead)
+
+
+class Walked:
+    """A tree that is walked as programs do: a listing, its end, and a read where it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        made = directory_store(path)
+        for number, key in enumerate(KEYS):
+            made.replace(key, plain_of(number))
+        made.close()
+        disk = Disk()
+        self.store = Counted(disk, disk.open_root(str(path)), sentinel.ZSTD_FORMAT, Policy())
+        self.store.opened_lists = []
+        self.changes = Changes(self.store.opened, self.store.root)
+        self.tree = StatelessTree(self.store, View(None), 100)
+        self.tree.watch(self.changes.cover, self.changes.has_news)
+        self.names = self._listed(self._listed(self._listed(ROOT_ID)[BASE.encode()].id)[b"team"].id)
+
+    def _listed(self, id_: int) -> dict[bytes, Attributes]:
+        return {name: child for _, name, child in self.tree.children(id_, 0, 1000, len)}
+
+    def directory(self, number: int) -> int:
+        return self.names[KEYS[number].name.encode()].id
+
+    def list_(self, number: int) -> Attributes:
+        (child,) = self._listed(self.directory(number)).values()
+        return child
+
+    def idle(self) -> int:
+        """Whatever is done while nobody asks; -> the steps that it took."""
+        steps = 0
+        while self.tree.ahead.work():
+            steps += 1
+        return steps
+
+    def read(self, id_: int) -> bytes:
+        return bytes(self.tree.read_node(id_, 0, 1 << 20))
+
+    def close(self) -> None:
+        self.tree.close()
+        self.changes.close()
+        self.store.close()
+
+
+@pytest.fixture
+async def walked() -> AsyncIterator[Walked]:
+    with fast_directory() as path, no_descriptor_left():
+        one = Walked(path)
+        yield one
+        one.close()
+
+
+async def test_the_next_list_of_a_walk_is_opened_before_it_is_asked_for(walked: Walked) -> None:
+    walked.list_(0)
+    for number in range(1, len(KEYS)):
+        walked.idle()
+        assert walked.store.opened_lists == KEYS[: number + 1]
+        assert walked.list_(number).size == len(plain_of(number))
+    walked.idle()
+    assert walked.store.opened_lists == KEYS
+
+
+async def test_the_next_list_is_opened_for_who_looks_names_up(walked: Walked) -> None:
+    for number in range(len(KEYS)):
+        attributes = walked.tree.lookup(walked.directory(number), b"tags.txt")
+        assert walked.read(attributes.id) == plain_of(number)
+        walked.idle()
+    assert walked.store.opened_lists == KEYS
+
+
+async def test_what_is_opened_ahead_is_what_a_listing_shows(walked: Walked) -> None:
+    ahead = [walked.list_(number) for number in range(2) if walked.idle() >= 0]
+    walked.tree.rest()
+    assert [walked.list_(number) for number in range(2)] == ahead
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+async def test_a_change_after_it_was_opened_ahead_is_shown_though_nobody_has_told_it_yet(
+    walked: Walked, steps: int
+) -> None:
+    walked.list_(0)
+    for _ in range(steps):
+        assert walked.tree.ahead.work()
+    put(walked.path, KEYS[1], b"new\n")
+    attributes = walked.list_(1)
+    assert (attributes.size, walked.read(attributes.id)) == (4, b"new\n")
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+async def test_a_change_that_was_told_is_shown(walked: Walked, steps: int) -> None:
+    walked.list_(0)
+    for _ in range(steps):
+        assert walked.tree.ahead.work()
+    put(walked.path, KEYS[1], b"new\n")
+    walked.tree.changed(("team", KEYS[1].name), "tags.txt")
+    assert walked.read(walked.list_(1).id) == b"new\n"
+
+
+async def test_a_list_that_went_after_it_was_opened_ahead_is_not_shown(walked: Walked) -> None:
+    walked.list_(0)
+    walked.idle()
+    walked.store.remove(KEYS[1])
+    assert list(walked.tree.children(walked.directory(1), 0, 100, len)) == []
+
+
+async def test_what_was_opened_ahead_and_not_asked_for_is_let_go(walked: Walked) -> None:
+    walked.list_(0)
+    known, opened = len(walked.tree.inodes), open_descriptors()
+    for steps in (1, 2):
+        walked.list_(0)
+        for _ in range(steps):
+            walked.tree.ahead.work()
+        assert open_descriptors() == opened + 1
+        walked.tree.rest()
+        assert (len(walked.tree.inodes), open_descriptors()) == (known, opened)
+
+
+async def test_at_most_one_list_is_open_ahead(walked: Walked) -> None:
+    before = open_descriptors()
+    for given, number in enumerate((0, 2, 4), 1):
+        walked.list_(number)
+        walked.idle()
+        assert open_descriptors() == before + given + 1
+
+
+async def test_what_was_opened_ahead_is_no_reference(walked: Walked) -> None:
+    walked.list_(0)
+    walked.idle()
+    attributes = walked.list_(1)
+    walked.tree.forget([(attributes.id, 1)])
+    assert attributes.id not in walked.tree._pins
+
+
+async def test_nothing_is_opened_ahead_where_nobody_tells_of_changes(walked: Walked) -> None:
+    walked.tree.watch(lambda path, above=None: False, walked.changes.has_news)
+    walked.list_(0)
+    walked.idle()
+    walked.tree.watch(walked.changes.cover)
+    walked.list_(0)
+    walked.idle()
+    assert walked.store.opened_lists == [KEYS[0], KEYS[0]]
+
+
+async def test_a_list_that_the_kernel_knows_is_not_opened_ahead(walked: Walked) -> None:
+    for number in (1, 0):
+        walked.list_(number)
+        walked.idle()
+    assert walked.store.opened_lists == [KEYS[1], KEYS[2], KEYS[0]]
+
+
+async def test_an_error_ahead_is_told_to_who_asks(walked: Walked) -> None:
+    walked.list_(0)
+    (walked.path / KEYS[1].directory / "tags.txt.zst").write_bytes(b"no list")
+    walked.idle()
+    attributes = walked.list_(1)
+    with pytest.raises(ListCorrupt):
+        walked.read(attributes.id)
+
+
+# -- bytes
+
+
+async def test_who_reads_what_it_lists_has_the_next_one_decoded(
+    walked: Walked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+
+    def decode(id_: int) -> bytes | None:
+        decoded.append(id_)
+        return walked.tree._decode_ahead(id_)
+
+    monkeypatch.setattr(walked.tree.ahead, "_decode", decode)
+    first = walked.list_(0)
+    walked.idle()
+    assert walked.read(first.id) == plain_of(0)
+    ids = []
+    for number in range(1, len(KEYS)):
+        ids.append(walked.list_(number).id)
+        walked.idle()
+        assert walked.read(ids[-1]) == plain_of(number)
+        walked.idle()
+    assert decoded == ids
+
+
+async def test_who_only_lists_has_nothing_decoded(walked: Walked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walked.tree.ahead, "_decode", lambda id_: pytest.fail("nobody reads"))
+    for number in range(len(KEYS)):
+        walked.list_(number)
+        walked.idle()
+
+
+async def test_who_reads_in_turn_has_the_next_one_decoded(walked: Walked) -> None:
+    ids = [walked.list_(number).id for number in range(len(KEYS))]
+    walked.tree.rest()
+    for number, id_ in enumerate(ids):
+        assert walked.read(id_) == plain_of(number)
+        assert walked.tree.ahead._decoded is None
+        walked.idle()
+        expected = (ids[number + 1], plain_of(number + 1)) if 0 < number < len(ids) - 1 else None
+        assert walked.tree.ahead._decoded == expected
+
+
+async def test_a_large_list_is_not_decoded_ahead(walked: Walked) -> None:
+    ids = [walked.list_(number).id for number in range(3)]
+    snapshot = walked.tree._pins.get(ids[2])
+    assert snapshot is not None
+    snapshot.version = snapshot.version._replace(stored_size=AHEAD + 1)
+    for id_ in ids[:2]:
+        walked.read(id_)
+        walked.idle()
+    assert walked.tree.ahead._decoded is None
+
+
+async def test_bytes_that_were_decoded_ahead_are_of_their_version(walked: Walked) -> None:
+    ids = [walked.list_(number).id for number in range(3)]
+    for id_ in ids[:2]:
+        walked.read(id_)
+        walked.idle()
+    put(walked.path, KEYS[2], b"new\n")
+    assert walked.read(ids[2]) == plain_of(2)
+    walked.tree.changed(("team", KEYS[2].name), "tags.txt")
+    assert walked.read(walked.list_(2).id) == b"new\n"
