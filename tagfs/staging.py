@@ -88,6 +88,10 @@ class StageDirectory:
             self._disk.close(file)
 
     def close(self) -> None:
+        """Let go of it, and remove it where nothing is in it: a store at rest holds its lists alone."""
+        if self._descriptor is not None:
+            with suppress(OSError):
+                self._disk.remove_dir(self._root, STAGE_DIRECTORY)
         self._root = _CLOSED
         opened = self._removed if self._descriptor is None else [*self._removed, self._descriptor]
         self._descriptor, self._removed = None, []

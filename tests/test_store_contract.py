@@ -766,6 +766,22 @@ def test_no_stage_is_left(path: Path) -> None:
     store.close()
 
 
+def test_a_store_that_was_closed_holds_no_stage_directory(path: Path) -> None:
+    store = open_store(Disk(), str(path))
+    store.replace(KEY, LARGE)
+    store.close()
+    assert sorted(os.listdir(path)) == [".storage-version", BASE]
+
+
+def test_a_reader_does_not_remove_the_stage_directory_of_a_writer(path: Path) -> None:
+    open_store(Disk(), str(path)).close()
+    (path / ".tagfs-stage").mkdir()
+    store = open_store(Disk(), str(path))
+    assert store.namespaces() == []
+    store.close()
+    assert (path / ".tagfs-stage").is_dir()
+
+
 def test_stages_of_a_writer_that_is_gone_are_told(path: Path) -> None:
     store = open_store(Disk(), str(path))
     store.stage(KEY, LARGE)

@@ -31,6 +31,20 @@ type fluxFiles struct {
 	isDurable bool
 }
 
+// openFlux opens the storage, and marks a new one with its format first, as Flux does.
+func openFlux(path string, threshold int, isDurable bool) (*fluxFiles, error) {
+	version := filepath.Join(path, ".storage-version")
+	if _, err := os.Stat(version); errors.Is(err, fs.ErrNotExist) {
+		if err := os.WriteFile(version, []byte("2\n"), 0o600); err != nil {
+			return nil, err
+		}
+		if err := errors.Join(syncPath(version), syncPath(path)); err != nil {
+			return nil, err
+		}
+	}
+	return &fluxFiles{artifact.Storage{BasePath: path}, threshold, isDurable}, nil
+}
+
 func (f *fluxFiles) artifact(key key, name string) meta.Artifact {
 	return meta.Artifact{Path: artifact.ArtifactPath("ImageRepository", key.namespace, key.name, name)}
 }

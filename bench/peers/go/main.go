@@ -20,8 +20,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	artifact "github.com/fluxcd/pkg/artifact/storage"
 )
 
 type key struct{ namespace, name string }
@@ -85,7 +83,7 @@ func run(side, work, input, store string, threshold int, isDurable bool) error {
 func open(side, store string, threshold int, isDurable bool) (database, error) {
 	switch side {
 	case "flux":
-		return &fluxFiles{artifact.Storage{BasePath: store}, threshold, isDurable}, nil
+		return openFlux(store, threshold, isDurable)
 	case "badger":
 		return openBadger(store, isDurable)
 	}
