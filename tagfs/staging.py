@@ -46,12 +46,15 @@ class StageDirectory:
     def create(self) -> tuple[str, int]:
         """(name, descriptor) of a new file, open for writing."""
         name = os.urandom(8).hex()
+        descriptor = self._descriptor
+        if descriptor is not None:
+            with suppress(FileNotFoundError):  # it was removed, and is made again
+                return name, self._disk.create(descriptor, name)
         return name, self._disk.create(self.descriptor, name)
 
     def move(self, name: str, directory: int, to_name: str) -> None:
-        """Rename a file that `create` made out of the stage directory; FileNotFoundError where that is another now."""
-        with self._lock:
-            descriptor = self._descriptor
+        """Rename a file that `create` made; FileNotFoundError where the stage directory was removed since."""
+        descriptor = self._descriptor
         self._disk.rename(self.descriptor if descriptor is None else descriptor, name, directory, to_name)
 
     def names(self) -> list[str]:
