@@ -4,6 +4,7 @@ Owns: showing the store while it is ready, and the tasks beside the session.
 Does not know: tag bytes.
 """
 
+import fcntl
 import gc
 import importlib
 import logging
@@ -39,6 +40,9 @@ log = logging.getLogger(__name__)
 
 LOOK_AGAIN = 0.25
 """Seconds between two looks at a store that is not ready."""
+
+DESCRIPTORS = 1 << 13
+"""Of them the kernel's table has room for from the start: 64 KiB of its memory."""
 
 LOOKED_UP = 16
 """Versions that a read-only mount keeps open after they were looked up; programs open within milliseconds."""
@@ -362,10 +366,17 @@ def _told(policy: Policy) -> str:
 
 
 def _allow_many_files() -> None:
-    """An open list holds a descriptor until it is read: take what the machine allows."""
+    """An open list holds a descriptor until it is read: take what the machine allows.
+
+    The kernel enlarges the table of descriptors whenever it has doubled, and, once there are threads, has whoever opens
+    a file then wait for some milliseconds.  So it is made large before: a descriptor of a high number does that.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    low = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    os.close(fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, min(hard, DESCRIPTORS) - 1))
+    os.close(low)
 
 
 def _give_back_memory() -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from tagfs import cli, mountpoint
 from tagfs.errors import MountRefused
+from tagfs.mount import DESCRIPTORS
 from tests.conftest import MakeDaemon
 from tests.support.daemon import Daemon, eventually
 from tests.support.places import fast_directory
@@ -24,6 +26,12 @@ from tests.support.programs import Flux, refused, shell, succeed, tags
 pytestmark = pytest.mark.mount
 
 NOBODY = 65534
+
+
+def test_the_kernel_has_room_for_many_descriptors_before_they_are_opened(mount: Daemon) -> None:
+    found = re.search(r"FDSize:\s+(\d+)", Path(f"/proc/{mount.pid}/status").read_text())
+    hard = resource.prlimit(mount.pid, resource.RLIMIT_NOFILE)[1]
+    assert found and int(found[1]) >= min(DESCRIPTORS, hard)
 
 
 def test_a_list_written_through_the_mount_is_read_back(mount: Daemon) -> None:
