@@ -6,6 +6,7 @@ Does not know: what a side does inside.
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -127,9 +128,12 @@ def _go(name: str, program: Path, is_durable: bool, *words: str) -> Side:
 
 
 def _run(side: Side, what: str, source: Path, store: Path) -> dict[str, float]:
+    # A program that is installed is compiled, whatever this one was told of that.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(store.parent / "compiled")
     done = subprocess.run(
-        side.argv(what, source, store), capture_output=True, text=True, check=False, cwd=PROJECT
-    )  # fmt: skip
+        side.argv(what, source, store), capture_output=True, text=True, check=False, cwd=PROJECT, env=environment
+    )
     if done.returncode != 0:
         raise PeerMissing(f"{what} ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
     answer: dict[str, float] = json.loads(done.stdout)

@@ -18,9 +18,10 @@ TAG_LIMIT = 128
 _ALPHABET = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
 _LIST_BYTES = _ALPHABET + b"\n"
 _NO_FIRST = b".-"
-_TAG = rb"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}+"
-_SOUND = re.compile(rb"(?:%b\n)*+(?:%b)?" % (_TAG, _TAG))
-"""A list, whose last line need not be finished; possessive, so that it never goes back."""
+_LINE = rb"[^\n.-].{0,127}+"
+_LINES = re.compile(rb"(?:%b\n)*+(?:%b)?" % (_LINE, _LINE))
+"""The lines of a list without a foreign byte, of which the last one need not be finished; possessive, so that it never
+goes back."""
 _PART = 1 << 18
 """Bytes: matched within a millisecond."""
 
@@ -128,17 +129,18 @@ class Screen:
 
 
 def _is_sound(text: bytes) -> bool:
-    """Whether no line of `text` has a fault; in one pass.
+    """Whether no line of `text` has a fault.
 
     In parts, because other threads stand still while a part is matched.
     """
     start = 0
     while len(text) - start > _PART:
         end = text.find(b"\n", start + _PART - TAG_LIMIT - 1, start + _PART) + 1
-        if not end or _SOUND.fullmatch(text, start, end) is None:
+        if not end or not _is_sound(text[start:end]):
             return False
         start = end
-    return _SOUND.fullmatch(text, start) is not None
+    rest = text[start:]
+    return not rest.translate(None, _LIST_BYTES) and _LINES.fullmatch(rest) is not None
 
 
 def _fault(line: bytes) -> str | None:
