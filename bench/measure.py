@@ -22,7 +22,8 @@ Pace = tuple[int, float]
 """Rounds; the seconds after which a side sits out those that are left."""
 
 _TRACING = Path("/sys/kernel/tracing")
-_INSTANCE = "tagfs-bench"
+_INSTANCE = f"tagfs-bench-{os.getpid()}"
+"""Of this run alone: another may go on at the same time."""
 
 _PATIENCE = 300.0
 """Seconds after which a program that hangs is ended."""
