@@ -223,7 +223,7 @@ class Directories(Store):
     ) -> Work[None]:
         """Make files durable, a directory, and the entries of all directories over a list: these once in the life of
         the store.  `above`, where it is open already, is the directory of the namespace."""
-        paths = [p for p in ((), (key.namespace,), (key.namespace, key.name)) if p not in self._durable]
+        paths = [p for p in ((), (key.namespace,), key) if p not in self._durable]
         directories = [] if directory is None else [directory]
         opened: list[int] = []
         try:
