@@ -172,7 +172,6 @@ class Direct(RawChannel):
         if not request:
             return False
         self.answer(request)
-        self._spins_until = time.monotonic() + self._spin
         return True
 
     def answer(self, request: bytes) -> None:
@@ -201,6 +200,7 @@ class Direct(RawChannel):
                 self._send(wire.refusal(unique, number))
         elif body is not None:
             self._send(wire.answer(unique, len(body)), body)
+            self._spins_until = time.monotonic() + self._spin
         if self._timings is not None:
             self._timings.of(name_of(opcode)).note(time.perf_counter() - began, number)
 
