@@ -56,8 +56,9 @@ class Ahead:
         self.has_news: Callable[[], bool] | None = None
         """Whether something has changed beneath that the tree has not been told yet; None: that is not known, so no
         list is opened ahead."""
-        # What is to be done, the first one last, each with the node that it starts from.
-        self._steps: list[tuple[Callable[[int], None], int]] = []
+        # What is to be done: a list to decode, a node after whose repository the next one is to be opened; 0 for none.
+        self._to_decode = 0
+        self._to_open_after = 0
         # INVARIANT: the directory of each was watched before its list was opened.
         self._opened: tuple[int, Opened] | None = None
         self._found: tuple[int, Found] | None = None
@@ -70,29 +71,39 @@ class Ahead:
 
     def given(self, list_id: int, directory_id: int) -> None:
         """A list was looked up or listed."""
-        self._steps = [(self._open_next, directory_id)]
-        if self._was_read:
-            self._steps.append((self._decode_one, list_id))
-            self._was_read = False
+        self._to_open_after = directory_id
+        self._to_decode = list_id if self._was_read else 0
+        self._was_read = False
 
     def read(self, list_id: int) -> None:
         """A list was read to its end."""
-        if row_of(list_id) == row_of(self._last_read) + 1:
-            self._steps.append((self._decode_next, list_id))
+        in_turn = row_of(list_id) == row_of(self._last_read) + 1
+        self._to_decode = self._inodes.list_after(list_id) if in_turn else 0
         self._was_read, self._last_read = True, list_id
 
     # -- ahead of it
 
     def work(self) -> bool:
         """Do one step of what is to be done; -> whether there was one."""
-        if not self._steps:
-            return False
-        step, id_ = self._steps.pop()
         try:
-            step(id_)
+            if self._to_decode:
+                id_, self._to_decode = self._to_decode, 0
+                self._decode_one(id_)
+            elif self._to_open_after:
+                id_, self._to_open_after = self._to_open_after, 0
+                self._open_next(id_)
+            elif self._opened is not None:
+                self._enter_opened()
+            else:
+                return False
         except (TagfsError, OSError):
             pass  # whoever asks for it in earnest is told
         return True
+
+    def _decode_one(self, id_: int) -> None:
+        if self._decoded is None or self._decoded[0] != id_:
+            content = self._decode(id_)
+            self._decoded = None if content is None else (id_, content)
 
     def _open_next(self, id_: int) -> None:
         next_ = self._inodes.directory_after(id_)
@@ -102,29 +113,18 @@ class Ahead:
         opened = self._open(next_)
         if opened is not None:
             self._opened = next_.id, opened
-            self._steps.append((self._enter_opened, next_.id))
 
-    def _enter_opened(self, id_: int) -> None:
+    def _enter_opened(self) -> None:
         if self._opened is not None:
-            opened, self._opened = self._opened[1], None
+            (id_, opened), self._opened = self._opened, None
             self._found = id_, self._enter(*opened)
-
-    def _decode_next(self, id_: int) -> None:
-        next_ = self._inodes.list_after(id_)
-        if next_:
-            self._decode_one(next_)
-
-    def _decode_one(self, id_: int) -> None:
-        if self._decoded is None or self._decoded[0] != id_:
-            content = self._decode(id_)
-            self._decoded = None if content is None else (id_, content)
 
     # -- when it is asked for
 
     def take_found(self, directory_id: int) -> Found | None:
         """The list of a repository, if it was opened ahead; whoever takes it gives it to the kernel."""
         if self._opened is not None and self._opened[0] == directory_id:
-            self._enter_opened(directory_id)
+            self._enter_opened()
         if self._found is None or self._found[0] != directory_id:
             return None
         # While nothing was told since it was opened, it is what is there now.
@@ -143,7 +143,7 @@ class Ahead:
 
     def drop(self) -> None:
         """Let go of all."""
-        self._steps.clear()
+        self._to_decode = self._to_open_after = 0
         self._decoded = None
         self._drop_found()
 
