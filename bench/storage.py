@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,6 +85,7 @@ def measure(data: DataSet, work: Path, pace: Pace, results: Results) -> float:
     if not plain.exists():
         datasets.write(data, plain, None)
     every = sides(results)
+    _warm(every, work)
     taken = alternated({side.name: partial(_sample, side, plain / BASE, work) for side in every}, *pace)
     samples = only_right(taken, digest_of(plain / BASE), results)
     _tell(data, [side for side in every if side.name in samples], samples, results)
@@ -138,6 +140,14 @@ def _run(side: Side, what: str, source: Path, store: Path) -> dict[str, float]:
         raise PeerMissing(f"{what} ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
     answer: dict[str, float] = json.loads(done.stdout)
     return answer
+
+
+def _warm(every: list[Side], work: Path) -> None:
+    """Run each side for nothing: what is measured is compiled, and in the page cache, from the first round on."""
+    nothing = Path(tempfile.mkdtemp(prefix="nothing-", dir=work))
+    for side in every:
+        with suppress(PeerMissing):
+            _run(side, "set", nothing, Path(tempfile.mkdtemp(prefix="storage-", dir=work)))
 
 
 def _sample(side: Side, source: Path, work: Path) -> Sample | PeerMissing:
