@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 LINGER_MS = 1
 """How long the loop waits for the next request itself: a program sends it 10 µs after an answer, and being woken by
-trio's own wait costs as much as a request.  Not while a step is under way, of whose end the loop is told by trio."""
+trio's own wait costs as much as a request.  Not while tasks have something to do, or will have when a step ends."""
 
 TURN = 0.002
 """Seconds of requests after which other tasks have their turn, however many more there are."""
@@ -91,7 +91,7 @@ class Duplex(Answering):
         poller.register(self._device, select.POLLIN)
         ahead, deadline = 0, time.monotonic() + TURN
         while True:
-            patience = 0 if self._writers or self._commits.depth else LINGER_MS
+            patience = 0 if self._writers or self._holds or self._commits.depth else LINGER_MS
             if ahead < AHEAD and len(self._writers) < MOST_READ and self._holds < MOST_HELD and poller.poll(patience):
                 request = self._next()
                 if request is None:
