@@ -76,6 +76,7 @@ def load(settings: MountSettings) -> None:
     modules = [] if settings.fast_path else ["libfuse", "operations"]
     modules += [] if settings.read_only else ["tending"]
     modules += ["inventories"] if settings.inventory else []
+    modules += ["following", "events", "past"] if settings.drop_privileges else []  # for who listens to `/.changes`
     for module in modules:
         importlib.import_module(f"tagfs.{module}")
     if settings.metrics_address or settings.health_address:
