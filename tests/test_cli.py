@@ -269,7 +269,7 @@ def test_what_is_unexpected_is_one_line_and_has_its_traceback_at_debug_only() ->
 
 def test_missing_fuse_libraries_say_what_to_install() -> None:
     code = "import sys; sys.modules['pyfuse3'] = None; from tagfs.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "mount", "s", "m"]
+    command = [sys.executable, "-c", code, "mount", "--no-fast-path", "s", "m"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
     refused(done, 5, "FUSE cannot be used.*install")
 
