@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tagfs.compact import CompactInodes, row_of
-from tagfs.errors import TagfsError
 from tagfs.inodes import DirectoryNode, ListNode
 from tagfs.names import RepositoryKey
 from tagfs.store import Snapshot
@@ -96,8 +95,8 @@ class Ahead:
                 self._enter_opened()
             else:
                 return False
-        except (TagfsError, OSError):
-            pass  # whoever asks for it in earnest is told
+        except Exception:
+            pass  # whoever asks for it in earnest is told, and the log, whatever it is
         return True
 
     def _decode_one(self, id_: int) -> None:
@@ -143,8 +142,13 @@ class Ahead:
 
     def drop(self) -> None:
         """Let go of all."""
-        self._to_decode = self._to_open_after = 0
+        self._to_decode = 0
         self._decoded = None
+        self.drop_opened()
+
+    def drop_opened(self) -> None:
+        """Let go of what may have been replaced; what was decoded is of a version, and stays true."""
+        self._to_open_after = 0
         self._drop_found()
 
     def _drop_found(self) -> None:

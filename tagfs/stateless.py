@@ -39,6 +39,9 @@ PARTS_LIMIT = 8 << 20
 AHEAD = 16 << 10
 """Bytes of a stored list that are read when it is looked up: most programs ask for them next."""
 
+DECODED_AHEAD = 512 << 10
+"""Plain bytes of a list that are decoded before anybody asks for them: less than a millisecond, and what is kept."""
+
 _LISTINGS = 63
 """Directories that are being read in parts at once, before one of them is listed anew for the rest of it."""
 
@@ -262,7 +265,9 @@ class StatelessTree(Tree):
     def _decode_ahead(self, id_: int) -> bytes | None:
         """The bytes of a node, where little has to be read for them."""
         snapshot = self._pins.get(id_)
-        return snapshot.decode() if snapshot is not None and snapshot.version.stored_size <= AHEAD else None
+        if snapshot is None or snapshot.version.stored_size > AHEAD or snapshot.version.size > DECODED_AHEAD:
+            return None
+        return snapshot.decode()
 
     def _revived(self, id_: int, descriptor: int, was_read: bool) -> Snapshot:
         """What was kept open of a node, to be read."""
@@ -295,11 +300,11 @@ class StatelessTree(Tree):
         self.ahead.has_news = has_news
 
     def changed(self, path: tuple[str, ...], name: str) -> list[Invalidation]:
-        self.ahead.drop()
+        self.ahead.drop_opened()
         return super().changed(path, name)
 
     def everything(self) -> list[Invalidation]:
-        self.ahead.drop()
+        self.ahead.drop_opened()
         return super().everything()
 
     # -- the end

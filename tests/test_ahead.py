@@ -1,5 +1,6 @@
 """What is looked ahead for is what is there when it is asked for, and costs nothing that is kept."""
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from tagfs.changes import Changes
 from tagfs.directory import DirectoryStore
 from tagfs.disk import Disk
 from tagfs.errors import ListCorrupt
-from tagfs.inodes import ROOT_ID
+from tagfs.inodes import ROOT_ID, DirectoryNode
 from tagfs.names import BASE, RepositoryKey
 from tagfs.policy import Policy
-from tagfs.stateless import AHEAD, StatelessTree
+from tagfs.stateless import AHEAD, DECODED_AHEAD, StatelessTree
 from tagfs.store import Snapshot
 from tagfs.tree import Attributes, View
 from tests.support.beneath import directory_store, no_descriptor_left, put
@@ -194,6 +195,18 @@ async def test_an_error_ahead_is_told_to_who_asks(walked: Walked) -> None:
         walked.read(attributes.id)
 
 
+async def test_an_error_ahead_that_should_not_happen_ends_nothing(
+    walked: Walked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(directory: DirectoryNode) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(walked.tree.ahead, "_open", fail)
+    walked.list_(0)
+    assert walked.idle() > 0
+    assert walked.list_(1).size == len(plain_of(1))
+
+
 # -- bytes
 
 
@@ -237,11 +250,12 @@ async def test_who_reads_in_turn_has_the_next_one_decoded(walked: Walked) -> Non
         assert walked.tree.ahead._decoded == expected
 
 
-async def test_a_large_list_is_not_decoded_ahead(walked: Walked) -> None:
+@pytest.mark.parametrize(("size", "stored_size"), [(100, AHEAD + 1), (DECODED_AHEAD + 1, 100)])
+async def test_a_large_list_is_not_decoded_ahead(walked: Walked, size: int, stored_size: int) -> None:
     ids = [walked.list_(number).id for number in range(3)]
     snapshot = walked.tree._pins.get(ids[2])
     assert snapshot is not None
-    snapshot.version = snapshot.version._replace(stored_size=AHEAD + 1)
+    snapshot.version = snapshot.version._replace(size=size, stored_size=stored_size)
     for id_ in ids[:2]:
         walked.read(id_)
         walked.idle()
@@ -257,3 +271,15 @@ async def test_bytes_that_were_decoded_ahead_are_of_their_version(walked: Walked
     assert walked.read(ids[2]) == plain_of(2)
     walked.tree.changed(("team", KEYS[2].name), "tags.txt")
     assert walked.read(walked.list_(2).id) == b"new\n"
+
+
+async def test_bytes_that_were_decoded_ahead_outlive_a_change_in_place(walked: Walked) -> None:
+    ids = [walked.list_(number).id for number in range(3)]
+    for id_ in ids[:2]:
+        walked.read(id_)
+        walked.idle()
+    file = walked.path / KEYS[2].directory / "tags.txt"
+    file.write_bytes(plain_of(2).replace(b"v", b"w"))
+    os.utime(file, ns=(1, 1))
+    walked.tree.changed(("team", KEYS[2].name), "tags.txt")
+    assert walked.read(ids[2]) == plain_of(2)
