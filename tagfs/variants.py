@@ -159,9 +159,12 @@ class PinnedFile(Snapshot):
         return self._content
 
     def decode(self) -> bytes:
+        was_ahead = self._ahead is not None
         content = self._decoded()
         self._was_read = True
-        if self.version.codec is PLAIN:  # the others have a checksum
+        if was_ahead:
+            self._first_mtime_ns = self.version.mtime_ns  # that was its time when it was read
+        elif self.version.codec is PLAIN:  # the others have a checksum
             assert self._file is not None
             mtime_ns = self._disk.stat_open(self._file).st_mtime_ns
             if self._first_mtime_ns is None:
