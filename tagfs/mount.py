@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -318,6 +319,8 @@ class _Mount:
                 continue
             reason = self._unready(opened)
             if reason is not None:
+                # At once: what else has happened is not looked at any more.
+                self._channel.waiting = reason
                 break
             if change.name == BASE and opened.store.has_made_base:
                 # Programs have entered it already, and would lose their working directory.
@@ -376,7 +379,8 @@ def _allow_many_files() -> None:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     low = os.open("/", os.O_PATH | os.O_CLOEXEC)
-    os.close(fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, min(hard, DESCRIPTORS) - 1))
+    with suppress(OSError):  # who started this process has handed it the highest one
+        os.close(fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, min(hard, DESCRIPTORS) - 1))
     os.close(low)
 
 
