@@ -13,6 +13,7 @@ import itertools
 import struct
 from array import array
 from collections.abc import Iterator
+from heapq import heappop, heappush
 
 from tagfs.codec import CODECS
 from tagfs.errors import VersionGone
@@ -262,7 +263,7 @@ class CompactInodes(NodeTable):
             above = self._namespaces[namespace] = _Namespace(namespace, self._free_index())
             self._by_index[above.index] = above
         if self._free:
-            row = self._free.pop()
+            row = heappop(self._free)  # the first one: a walk is given rows in its order again
             self._names[row] = name
         else:
             row = len(self._names)
@@ -289,7 +290,7 @@ class CompactInodes(NodeTable):
         above = self._above_row(row)
         del above.rows[self._names[row]]
         self._names[row] = ""
-        self._free.append(row)
+        heappush(self._free, row)
         if not above.rows:
             del self._namespaces[above.name]
             self._by_index[above.index] = None

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tagfs.codec import CODECS, PLAIN, Codec
-from tagfs.compact import CompactInodes
+from tagfs.compact import CompactInodes, row_of
 from tagfs.errors import VersionGone
 from tagfs.inodes import ROOT_ID, DirectoryNode, Inodes, ListNode, Node, NodeTable, SentinelNode
 from tagfs.names import BASE, RepositoryKey
@@ -345,3 +345,12 @@ def test_the_next_repository_is_that_which_was_given_next_in_its_namespace() -> 
     assert (inodes.directory_after(node.id), inodes.list_after(ROOT_ID)) == (None, 0)
     inodes.forget(ids[3], 1)
     assert inodes.directory_after(ids[2]) is None
+
+
+def test_a_second_walk_is_given_rows_in_its_order_again() -> None:
+    inodes = CompactInodes()
+    paths = [(BASE, "team", f"app{number}") for number in range(5)]
+    first = [inodes.give_directory(path) for path in paths]
+    for id_ in first:
+        inodes.forget(id_, 1)
+    assert [row_of(inodes.give_directory(path)) for path in paths] == [row_of(id_) for id_ in first]
