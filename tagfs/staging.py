@@ -62,8 +62,11 @@ class StageDirectory:
         return [name for name, is_dir in self._disk.names(self.descriptor) if not is_dir]
 
     def unlink(self, name: str) -> None:
-        with suppress(FileNotFoundError):
-            self._disk.unlink(self.descriptor, name)
+        """Also when the store is gone: then there is nothing to remove, and no error that hides why."""
+        descriptor = self._descriptor
+        if descriptor is not None:
+            with suppress(FileNotFoundError):
+                self._disk.unlink(descriptor, name)
 
     def write_beside(self, name: str, content: bytes) -> None:
         """Replace the whole of the file `name` in the root of the store, durably."""

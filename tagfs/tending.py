@@ -74,7 +74,7 @@ class Tending:
         Before the first request: what is staged now is an earlier writer's.
         """
         assert isinstance(tree, WritableTree)
-        nursery.start_soon(self._tidy, store, tree, commits, _left_stages(store))
+        nursery.start_soon(self._tidy, store, tree, commits, left_stages(store))
         nursery.start_soon(self.sweeper.run, MountRemoval(tree, commits, send))
 
     def commit_unseen(self, tree: Tree | None, commits: Commits) -> None:
@@ -102,10 +102,12 @@ class Tending:
             log.error("%s: tidying ended early: %s", self._settings.store, error)
 
 
-def _left_stages(store: DirectoryStore) -> list[str]:
+def left_stages(store: DirectoryStore) -> list[str]:
     """The stages of an earlier writer.  Where the disk is full, or fails, reading and deleting must go on."""
     try:
         return store.stages.names()
+    except StoreWaiting:
+        return []  # told by whoever watches the store
     except OSError as error:
         log.error("what an earlier writer left cannot be removed: %s", error)
         return []

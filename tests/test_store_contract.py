@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -764,6 +765,22 @@ def test_no_stage_is_left(path: Path) -> None:
     store.discard(store.stage(KEY, SMALL))
     assert store.stages.names() == []
     store.close()
+
+
+@pytest.mark.parametrize("gone", ["wiped", "closed", "closed after it was wiped"])
+def test_giving_up_a_stage_of_a_store_that_is_gone_is_no_error(path: Path, gone: str) -> None:
+    store = open_store(Disk(), str(path))
+    stage = store.stage(KEY, LARGE)
+    if "wiped" in gone:
+        (path / ".storage-wipe-in-progress").touch()
+        shutil.rmtree(path / ".tagfs-stage")
+    if "closed" in gone:
+        store.close()
+    store.discard(stage)
+    with pytest.raises(StoreWaiting):
+        store.publish(store.stage(KEY, LARGE))
+    if "closed" not in gone:
+        store.close()
 
 
 def test_a_store_that_was_closed_holds_no_stage_directory(path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from tagfs import tidy
 from tagfs.directory import DirectoryStore
-from tagfs.names import BASE, STAGE_DIRECTORY, RepositoryKey
+from tagfs.names import BASE, STAGE_DIRECTORY, WIPE_SENTINEL, RepositoryKey
+from tagfs.tending import left_stages
 from tests.support.beneath import directory_store, list_file, no_descriptor_left, put
 from tests.support.places import fast_directory
 
@@ -99,3 +100,8 @@ def test_what_vanishes_meanwhile_is_no_error(store: DirectoryStore, place: Path)
     assert tidy.look(store, [RepositoryKey("none", "app"), RepositoryKey("team", "none"), KEY]) == []
     (place / BASE / "team" / "web").write_bytes(b"a file")
     assert tidy.look(store, [OTHER]) == []
+
+
+def test_nothing_is_looked_for_in_a_store_that_is_being_wiped(store: DirectoryStore, place: Path) -> None:
+    (place / WIPE_SENTINEL).touch()
+    assert left_stages(store) == []
