@@ -36,8 +36,8 @@ TURN = 0.002
 AHEAD = 8
 """Requests of readers that are answered before one of a writer, at most."""
 
-MOST_HELD = 1024
-"""Requests that may wait for steps at once; the kernel keeps those that come then."""
+MOST_HELD = 256
+"""Requests that may wait for steps at once, each with a few descriptors; the kernel keeps those that come then."""
 
 MOST_READ = 64
 """Requests of writers that were read and have yet to be answered, at most: each can be a megabyte."""
