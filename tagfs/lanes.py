@@ -22,9 +22,9 @@ THREADS = 8
 MOST_IN_A_GROUP = 64
 """Of a larger one the first would wait longer than the last gains."""
 
-MOMENT = 0.0005
+MOMENT = 0.0002
 """Seconds of going on with what threads have done, after which the requests of readers have their turn: a group of
-sixteen renames is ten times that."""
+sixteen renames is many times that."""
 
 IDLE = 30.0
 """Seconds after which a thread that has nothing to do ends."""
