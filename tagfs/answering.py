@@ -230,9 +230,7 @@ class Answering(RawChannel):
     # -- open files
 
     def _open(self, request: bytes, node: int) -> Answer:
-        tree = self._named()
-        handle = tree.open(node, wirewrite.flags_of(request), wirewrite.pid_of(request))
-        return wirewrite.opened(handle, tree.is_only_read(handle))
+        return wirewrite.opened(self._named().open(node, wirewrite.flags_of(request), wirewrite.pid_of(request)))
 
     def _create(self, request: bytes, node: int) -> Answer:
         flags, name = wirewrite.created(request)

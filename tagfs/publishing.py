@@ -23,7 +23,7 @@ from tagfs.errors import (
     TagfsError,
     TagListInvalid,
 )
-from tagfs.handles import HEAVY, ReadHandle, ScratchHandle, Step, WriteHandle
+from tagfs.handles import HEAVY, ScratchHandle, Step, WriteHandle
 from tagfs.inodes import ListNode
 from tagfs.names import RepositoryKey
 from tagfs.store import Snapshot, Stage, Store, Version
@@ -51,10 +51,6 @@ class Publishing(Writing):
     def is_written_to(self, handle: int) -> bool:
         """Whether closing a handle may have something to stage."""
         return isinstance(self._handles.get(handle), WriteHandle)
-
-    def is_only_read(self, handle: int) -> bool:
-        """Whether closing a handle has nothing to stage and nothing to tell."""
-        return isinstance(self._handles.get(handle), ReadHandle)
 
     def flush(self, handle: int) -> Step | None:
         """Validate and stage what closing now would commit.

@@ -38,9 +38,6 @@ _WANTED = (
 """Neither the kernel's cache for writers, which would answer them before anybody has judged what they write; nor its
 locks, which stay between the programs of this machine; nor that OPEN and OPENDIR may be answered ENOSYS."""
 
-_NO_FLUSH = 1 << 5
-"""FOPEN_NOFLUSH (protocol 7.35; an older kernel ignores it): a close asks nothing, where there is nothing to commit."""
-
 _DIRECT_IO = 1 << 0
 """FOPEN_DIRECT_IO: no page of a list is kept, because a node is both read and written through."""
 
@@ -156,9 +153,9 @@ def attribute_of(request: bytes) -> bytes:
     return _names(request, _GETXATTR_IN.size, 1)[0]
 
 
-def opened(handle: int, is_only_read: bool = False) -> bytes:
+def opened(handle: int) -> bytes:
     """What OPEN, and the end of CREATE, is answered with."""
-    return _OPEN_OUT.pack(handle, _DIRECT_IO | (_NO_FLUSH if is_only_read else 0), 0)
+    return _OPEN_OUT.pack(handle, _DIRECT_IO, 0)
 
 
 def opened_directory(handle: int) -> bytes:

@@ -40,7 +40,6 @@ _SNDBUFFORCE = 32
 """Of `include/uapi/asm-generic/socket.h`; a message is as long as what can wait to be sent."""
 
 CREATED = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-DIRECT_IO, NO_FLUSH = 1, 32
 
 
 class Gated(MemoryStore):
@@ -261,16 +260,6 @@ async def test_size_and_time_of_what_is_open_are_set_together(asked: Asked) -> N
     asked.ask(kernel.release(node, handle))
     await asked.commits.drain()
     assert (asked.store.read(KEY), asked.store.examine(KEY).mtime_ns) == (PLAIN, 5_000_000_007)
-
-
-@pytest.mark.parametrize(
-    ("flags", "is_told"),
-    [(os.O_RDONLY, False), (os.O_RDONLY | os.O_TRUNC, True), (os.O_WRONLY, True), (os.O_RDWR, True)],
-)
-async def test_the_close_of_a_reader_alone_need_not_be_told(asked: Asked, flags: int, is_told: bool) -> None:
-    node = asked.lookup(BASE, "team", "app", "tags.txt").node
-    _, opened, _ = struct.unpack("<QII", asked.ask(kernel.open_(node, flags)).body)
-    assert opened == DIRECT_IO | (0 if is_told else NO_FLUSH)
 
 
 async def test_directories(asked: Asked) -> None:
