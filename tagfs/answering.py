@@ -17,13 +17,10 @@ from tagfs.commits import Commits, Pending
 from tagfs.errors import ListMissing, NotPermitted, RepositoryMissing, StoreWaiting, VersionGone
 from tagfs.inodes import ROOT_ID
 from tagfs.names import RepositoryKey
-from tagfs.raw import RawChannel
+from tagfs.raw import LISTED, RawChannel
 from tagfs.replacing import WritableTree
 from tagfs.tree import FOREVER, Attributes, Tree
 from tagfs.wire import Malformed, Opcode
-
-LISTED = 1 << 16
-"""Bytes of a listing at once, at most: some 400 entries, each a look at the store, before others have their turn."""
 
 _KEYED = frozenset(
     {
@@ -151,11 +148,6 @@ class Answering(RawChannel):
             return self._entry(tree.lookup(node, wire.name_of(request), wirewrite.pid_of(request)))
         except (ListMissing, RepositoryMissing):
             return wire.absence(0.0)
-
-    def _forget(self, opcode: int, request: bytes, node: int) -> Answer:
-        if self.tree is not None:
-            self.tree.forget(wire.forgotten(opcode, request, node))
-        return None
 
     def _getattr(self, request: bytes, node: int) -> Answer:
         if node == ROOT_ID:

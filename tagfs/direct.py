@@ -21,7 +21,7 @@ from tagfs import wire
 from tagfs.errnos import errno_of
 from tagfs.errors import ListMissing, RepositoryMissing, StoreWaiting, VersionGone
 from tagfs.inodes import ROOT_ID
-from tagfs.raw import COUNTED, ENDED, PASSING, RawChannel, name_of
+from tagfs.raw import ENDED, LISTED, PASSING, UNANSWERED, RawChannel, name_of
 from tagfs.stateless import StatelessTree
 from tagfs.timings import DONE
 from tagfs.tree import FOREVER, Attributes, Tree
@@ -40,16 +40,11 @@ more of the processor than to look again and again for so long, and has the prog
 TURN = 0.002
 """Seconds of requests after which other tasks have their turn, however many more there are."""
 
-LISTED = 1 << 16
-"""Bytes of a listing at once, at most: some 400 entries, each a look at the store, before others have their turn."""
-
 REST_AFTER = 10.0
 """Seconds without a request after which bytes that were kept for the next one go; they may take twice as long."""
 
 _ENTRY_SIZE = partial(wire.record_size, with_entry=True)
 _NAME_SIZE = partial(wire.record_size, with_entry=False)
-
-_UNANSWERED = (Opcode.FORGET, Opcode.BATCH_FORGET)
 
 Answer = bytes | memoryview | None
 """What follows the header; None where nothing is answered."""
@@ -177,12 +172,10 @@ class Direct(RawChannel):
     def answer(self, request: bytes) -> None:
         """Answer one request, whatever it is."""
         began = time.perf_counter() if self._timings is not None else 0.0
-        try:
-            opcode, unique, node = wire.header(request)
-        except Malformed as error:
-            log.error("a request that cannot be answered: %s", error)
+        header = self._begin(request)
+        if header is None:
             return
-        self._counts[opcode if opcode < COUNTED else COUNTED] += 1
+        opcode, unique, node = header
         number, body = DONE, None
         try:
             handler = self._answers.get(opcode)
@@ -196,7 +189,7 @@ class Direct(RawChannel):
         except Exception as error:
             number = errno_of(error)
         if number != DONE:
-            if opcode not in _UNANSWERED:
+            if opcode not in UNANSWERED:
                 self._send(wire.refusal(unique, number))
         elif body is not None:
             self._send(wire.answer(unique, len(body)), body)
@@ -236,11 +229,6 @@ class Direct(RawChannel):
             return wire.entry(tree.lookup(node, name), self._uid, self._gid)
         except (ListMissing, RepositoryMissing):
             return wire.absence(timeout)
-
-    def _forget(self, opcode: int, request: bytes, node: int) -> Answer:
-        if self.tree is not None:
-            self.tree.forget(wire.forgotten(opcode, request, node))
-        return None
 
     def _getattr(self, request: bytes, node: int) -> Answer:
         if node == ROOT_ID:

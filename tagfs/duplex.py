@@ -20,7 +20,7 @@ from tagfs import wire, wirewrite
 from tagfs.answering import Answer, Answering, Refused, Waiting
 from tagfs.commits import Commits, Pending
 from tagfs.errnos import errno_of
-from tagfs.raw import COUNTED, ENDED, PASSING, name_of
+from tagfs.raw import ENDED, PASSING, UNANSWERED, name_of
 from tagfs.timings import DONE
 from tagfs.wire import Malformed, Opcode
 
@@ -58,8 +58,6 @@ _WRITERS = frozenset(
 """Requests of which each can take as long as many of a reader's, which are answered before them; a FLUSH of what is
 written to is one too.  Whoever asks waits for the answer before it asks for more, so nothing that one program does is
 turned round.  RELEASE is not among them: nobody waits for its answer, and the LOOKUP behind it must find its commit."""
-
-_UNANSWERED = (Opcode.FORGET, Opcode.BATCH_FORGET)
 
 
 class Duplex(Answering):
@@ -142,12 +140,10 @@ class Duplex(Answering):
     def answer(self, request: bytes, began: float | None = None) -> None:
         """Answer one request, whatever it is, or let a task do so; it came at `began`."""
         began = self._now() if began is None else began
-        try:
-            opcode, unique, node = wire.header(request)
-        except Malformed as error:
-            log.error("a request that cannot be answered: %s", error)
+        header = self._begin(request)
+        if header is None:
             return
-        self._counts[opcode if opcode < COUNTED else COUNTED] += 1
+        opcode, unique, node = header
         number, body = DONE, None
         try:
             found = self._handle(opcode, request, node)
@@ -186,7 +182,7 @@ class Duplex(Answering):
 
     def _reply(self, opcode: int, unique: int, began: float, number: int, body: Answer) -> None:
         if number != DONE:
-            if opcode not in _UNANSWERED:
+            if opcode not in UNANSWERED:
                 self._send(wire.refusal(unique, number))
         elif body is not None:
             self._send(wire.answer(unique, len(body)), body)

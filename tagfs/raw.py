@@ -1,7 +1,7 @@
 """Raw: the part that every channel has which speaks on /dev/fuse itself.  Async.
 
 Owns: the descriptor, sending answers and notifications, how many requests there were and how long they took.
-Does not know: which requests there are, how they are read and answered.
+Does not know: how requests are read, in which order, and what they are answered with.
 """
 
 import errno
@@ -15,7 +15,7 @@ from tagfs.channel import Channel
 from tagfs.settings import MountSettings
 from tagfs.timings import Timings
 from tagfs.tree import Tree
-from tagfs.wire import Opcode
+from tagfs.wire import Malformed, Opcode
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,11 @@ ENDED = (errno.ENODEV, errno.ECONNABORTED)
 
 PASSING = (errno.EINTR, errno.EAGAIN, errno.ENOENT)
 """Of the device: nothing to read now; or, for an answer, nobody waits for it any more."""
+
+LISTED = 1 << 16
+"""Bytes of a listing at once, at most: some 400 entries, each a look at the store, before others have their turn."""
+
+UNANSWERED = (Opcode.FORGET, Opcode.BATCH_FORGET)
 
 COUNTED = 64
 """Opcodes that are counted one by one; the others are counted together."""
@@ -84,6 +89,21 @@ class RawChannel(Channel):
             # Whoever asked was killed, or the mount has ended, which the next read tells.
             if error.errno not in PASSING and error.errno not in ENDED:
                 log.error("an answer: %s", error)
+
+    def _begin(self, request: bytes) -> tuple[int, int, int] | None:
+        """Count a request; -> (opcode, unique, node id), None where it cannot be answered."""
+        try:
+            header = wire.header(request)
+        except Malformed as error:
+            log.error("a request that cannot be answered: %s", error)
+            return None
+        opcode = header[0]
+        self._counts[opcode if opcode < COUNTED else COUNTED] += 1
+        return header
+
+    def _forget(self, opcode: int, request: bytes, node: int) -> None:
+        if self.tree is not None:
+            self.tree.forget(wire.forgotten(opcode, request, node))
 
     # -- notifications, sent from the notifier's thread
 
