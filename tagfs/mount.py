@@ -42,6 +42,11 @@ log = logging.getLogger(__name__)
 LOOK_AGAIN = 0.25
 """Seconds between two looks at a store that is not ready."""
 
+LOOK_FOR_PATH = 10.0
+"""Seconds between two looks at where the path of a store leads: no event tells of a directory above that is renamed."""
+
+MOVED = "its directory was moved or removed"
+
 DESCRIPTORS = 1 << 13
 """Of them the kernel's table has room for from the start: 64 KiB of its memory."""
 
@@ -232,9 +237,22 @@ class _Mount:
             nursery.start_soon(self._service.count, opened)
             if self._monitoring is not None:
                 nursery.start_soon(self._monitoring.count, opened)
-            waiting = await self._watch(opened)
+            waiting = MOVED
+            with trio.CancelScope() as watching:
+                nursery.start_soon(self._watch_path, opened, watching)
+                waiting = await self._watch(opened)
             nursery.cancel_scope.cancel()
         return waiting
+
+    async def _watch_path(self, opened: Opened, watching: trio.CancelScope) -> None:
+        """End `watching` when the path of the store leads elsewhere: lists would stay as they were, for ever."""
+        with mountpoint.watched_table() as table:
+            while not self._opener.is_elsewhere(opened.store):
+                with trio.move_on_after(LOOK_FOR_PATH):
+                    await trio.lowlevel.wait_readable(table)
+                table.poll(0)
+        self._channel.waiting = MOVED
+        watching.cancel()
 
     async def _wait(self) -> Opened:
         """The store when it has become ready; StoreWaiting, StoreHeld when --wait is over, StoreRefused.
@@ -333,7 +351,7 @@ class _Mount:
     def _unready(self, opened: Opened) -> str | None:
         """Why a store whose own directory has changed is no longer ready, if it is not."""
         if opened.changes.is_lost:
-            return "its directory was moved or removed"
+            return MOVED
         try:
             self._opener.require_ready(opened.store)
         except (TagfsError, OSError) as error:

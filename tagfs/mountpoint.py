@@ -9,8 +9,11 @@ import errno
 import logging
 import os
 import re
+import select
 import stat
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tagfs.errors import MountRefused
@@ -72,6 +75,14 @@ def holding(path: str) -> Mounted | None:
     real = os.path.realpath(path)
     within = [one for one in reversed(mounts()) if real == one.point or real.startswith(one.point.rstrip("/") + "/")]
     return max(within, key=lambda one: len(one.point), default=None)
+
+
+@contextmanager
+def watched_table() -> Iterator[select.epoll]:
+    """What becomes readable when something is mounted or unmounted (proc(5)); `poll(0)` takes note of it."""
+    with open("/proc/self/mountinfo", "rb") as table, select.epoll() as news:
+        news.register(table, select.EPOLLPRI)
+        yield news
 
 
 def require_device() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -513,7 +514,58 @@ def test_s53_a_store_that_is_removed(daemons: MakeDaemon, flux: Flux, tmp_path: 
     assert daemon.stop() == 0
 
 
-def test_s53_a_store_that_is_unmounted_beneath(daemons: MakeDaemon, tmp_path: Path) -> None:
+def _read(path: Path) -> bytes | None:
+    """None while the store is not ready."""
+    with suppress(BlockingIOError):
+        return path.read_bytes()
+    return None
+
+
+@pytest.mark.parametrize(
+    ("how", "flags"),
+    [
+        *((how, flags) for how in ("unmounted", "mounted over") for flags in ("", "--read-only", "--no-fast-path")),
+        ("above renamed", "--read-only"),
+        ("link turned", ""),
+    ],
+)
+def test_s53_a_path_that_leads_elsewhere_shows_what_is_there(
+    how: str, flags: str, daemons: MakeDaemon, tmp_path: Path
+) -> None:
+    volume, other = tmp_path / "volume", tmp_path / "other"
+    for directory, plain in ((volume, b"v1\n"), (other, b"v2\n")):
+        directory.mkdir()
+        if how == "unmounted":
+            subprocess.run(["mount", "-t", "tmpfs", "none", directory], check=True)
+        Flux.store(directory / "store").set_tags("app", plain)
+    link = tmp_path / "link"
+    link.symlink_to(volume)
+    try:
+        daemon = daemons(*flags.split(), store=(link if how == "link turned" else volume) / "store")
+        daemon.expected.append("answered with EAGAIN")
+        path = daemon.list_path("app")
+        assert path.read_text() == "v1\n"
+        if how == "unmounted":
+            subprocess.run(["umount", "-l", volume], check=True)
+            _blocked(daemon)
+            subprocess.run(["mount", "--bind", other, volume], check=True)
+        elif how == "mounted over":
+            subprocess.run(["mount", "--bind", other, volume], check=True)
+        elif how == "above renamed":
+            volume.rename(tmp_path / "elsewhere")
+            _blocked(daemon)
+            other.rename(volume)
+        else:
+            (tmp_path / "new").symlink_to(other)
+            (tmp_path / "new").rename(link)
+        eventually(lambda: _read(path) == b"v2\n")
+        daemon.stop()
+    finally:
+        for directory in (volume, other):
+            subprocess.run(["umount", "-l", directory], check=False, capture_output=True)
+
+
+def test_s53_a_store_that_is_unready_beneath_a_writer(daemons: MakeDaemon, tmp_path: Path) -> None:
     volume = tmp_path / "volume"
     volume.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "none", volume], check=True)
