@@ -26,7 +26,7 @@ DOCUMENT = PROJECT / "docs" / "benchmarks.md"
 
 _QUICK = (datasets.synthetic(1_000, 10), datasets.synthetic(1_000, 400))
 _PACES = {False: (7, 1.5), True: (9, 6.0)}
-"""By whether the run is a full one; see `Pace`.  Nine sides run five programs over each data set, warm and on a fresh
+"""By whether the run is a full one; see `Pace`.  Ten sides run five programs over each data set, warm and on a fresh
 mount, so each second more is a minute and a half for each data set."""
 
 _FULL = (datasets.synthetic(1_000, 10), datasets.synthetic(5_000, 400), datasets.synthetic(1_000, 5_000))

@@ -68,7 +68,7 @@ def show(results: Results, told: list[str]) -> None:
     else:
         shown = RichTable(*table.head)
         for row in table.rows:
-            shown.add_row(*row, style=None if row[-1] == "pass" else "red")
+            shown.add_row(*row, style="red" if row[-1].startswith("miss") else None)
         console = Console()
         # In a pipe, as wide as it needs.
         Console(width=console.width if console.is_terminal else 200).print(shown)
@@ -76,8 +76,8 @@ def show(results: Results, told: list[str]) -> None:
         print(f"not measured: {name}: {why}")
     for line in told:
         print(f"worse than recorded: {line}")
-    met = sum(row.is_met for row in results.rows)
-    print(f"{met} of {len(results.rows)} goals met")
+    asked = [row for row in results.rows if row.goal is not None]
+    print(f"{sum(row.is_met for row in asked)} of {len(asked)} goals met")
 
 
 def machine(work: Path) -> Machine:
@@ -112,7 +112,7 @@ def _goals(rows: list[Row]) -> Table:
         "",
         head,
         tuple(
-            (row.what, row.ours, row.peer, _ratio(row), f"≤ {row.goal:.3g}", "pass" if row.is_met else "miss")
+            (row.what, row.ours, row.peer, _ratio(row), "–" if row.goal is None else f"≤ {row.goal:.3g}", row.verdict)
             for row in rows
         ),
     )
@@ -120,7 +120,7 @@ def _goals(rows: list[Row]) -> Table:
 
 def _ratio(row: Row) -> str:
     """With as many digits as tell it from the goal."""
-    return f"{row.ratio:.4f}" if 0 < abs(row.ratio - row.goal) < 0.01 else f"{row.ratio:.2f}"
+    return f"{row.ratio:.4f}" if row.goal is not None and 0 < abs(row.ratio - row.goal) < 0.01 else f"{row.ratio:.2f}"
 
 
 def _markdown(table: Table) -> str:

@@ -159,6 +159,11 @@ def tagfs(name: str, store: Path, point: Path, *flags: str) -> Daemon:
     return Daemon(name, point, argv, is_ready=" shows ")
 
 
+def floor(name: str, plain: Path, point: Path) -> Daemon:
+    """The same requests as with tagfs, answered from memory by a program in C, which looks at nothing."""
+    return Daemon(name, point, [str(built("floor")), str(plain), str(point)], is_ready=" shows ")
+
+
 def fuse_zstd(store: Path, every: Path, point: Path) -> Daemon:
     """It shows each FILE.zst of a directory as FILE, and nothing else: `every` is made, a store with no plain list.
 

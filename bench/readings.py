@@ -16,6 +16,7 @@ SLOW = "tagfs --no-fast-path"
 BOTH = "tagfs, read-write"
 FUSE_ZSTD = "fuse-zstd"
 SQUASHFUSE = "squashfuse (zstd)"
+FLOOR = "floor (FUSE, nothing looked at)"
 GREP = "grep -rc"
 
 WARM_GOAL = 1.15
@@ -48,7 +49,7 @@ def tell(data: DataSet, programs: list[str], warm: Samples, fresh: Samples, resu
             ("", *programs),
             tuple(
                 (name, *(f"{_requests(warm, name, one)} / {_requests(fresh, name, one)}" for one in programs))
-                for name in (OURS, SLOW, BOTH, FUSE_ZSTD, SQUASHFUSE)
+                for name in (OURS, SLOW, BOTH, FLOOR, FUSE_ZSTD, SQUASHFUSE)
                 if (name, programs[0]) in warm
             ),
         ),
@@ -83,11 +84,17 @@ def _fresh_rows(program: str, data: DataSet, key: str, base: list[Sample], fresh
         if one == program and kind in _FRESH_GOALS:
             beside[name] = fresh[name, one], _FRESH_GOALS[kind]
     what = f"{program}, {data.name}, fresh mount"
-    return [
-        Row(f"read-fresh/{key}/{program}/{name.split()[0].strip(',')}", what, _both(ours),
-            f"{name} {_both(theirs)}", median_ratio(_walls(ours), _walls(theirs)), goal, noise=goal / 2)
-        for name, (theirs, goal) in beside.items()
-    ]  # fmt: skip
+    floor = fresh.get((FLOOR, program))
+
+    def row(name: str, theirs: list[Sample], goal: float | None, noise: float) -> Row:
+        return Row(
+            f"read-fresh/{key}/{program}/{name.split()[0].strip(',')}", what, _both(ours), f"{name} {_both(theirs)}",
+            median_ratio(_walls(ours), _walls(theirs)), goal, noise,
+            median_ratio(_walls(floor), _walls(theirs)) if floor else None,
+        )  # fmt: skip
+
+    rows = [row(name, theirs, goal, goal / 2) for name, (theirs, goal) in beside.items()]
+    return [*rows, row(FLOOR, floor, None, 1.0)] if floor else rows
 
 
 def _times(title: str, programs: list[str], samples: Samples, note: str) -> Table:

@@ -13,7 +13,7 @@ from bench import datasets, places, readings
 from bench.datasets import DataSet
 from bench.measure import Pace, ProgramFailed, RequestCounter, alternated, cpu_of, digest_of_lines, run
 from bench.places import PeerMissing, Place
-from bench.readings import BOTH, EXT4, FUSE_ZSTD, GREP, OURS, SLOW, SQUASHFUSE, Sample, Samples
+from bench.readings import BOTH, EXT4, FLOOR, FUSE_ZSTD, GREP, OURS, SLOW, SQUASHFUSE, Sample, Samples
 from bench.results import Results
 
 _SHORT = 0.5
@@ -73,6 +73,7 @@ def _sides(plain: Path, store: Path, work: Path, results: Results) -> list[Place
         OURS: lambda: places.tagfs(OURS, store, work / "tagfs", "--read-only"),
         SLOW: lambda: places.tagfs(SLOW, store, work / "tagfs-slow", "--read-only", "--no-fast-path"),
         BOTH: lambda: places.tagfs(BOTH, store, work / "tagfs-rw"),
+        FLOOR: lambda: places.floor(FLOOR, plain, work / "floor"),
         FUSE_ZSTD: lambda: places.fuse_zstd(store, work / "every-zstd", work / "fuse-zstd"),
         "squashfs (zstd)": lambda: _squashfs(plain, squash, work),
         SQUASHFUSE: lambda: places.squashfuse(squash, work / "squashfuse"),

@@ -13,7 +13,8 @@ class Row:
     """One thing that was asked of tagfs.
 
     `ratio` is tagfs over the peer, or over the goal where the goal is a number; lower is better.  `key` names it in
-    the record.  Below `noise` a ratio is as good as any: what it divides is too small to differ.
+    the record.  Below `noise` a ratio is as good as any: what it divides is too small to differ.  Without a `goal` it
+    is told and recorded, never missed.  `floor` is the ratio of the least that a daemon could take, where it is known.
     """
 
     key: str
@@ -21,12 +22,21 @@ class Row:
     ours: str
     peer: str
     ratio: float
-    goal: float
+    goal: float | None
     noise: float = 0.0
+    floor: float | None = None
 
     @property
     def is_met(self) -> bool:
-        return self.ratio <= self.goal
+        return self.goal is None or self.ratio <= self.goal
+
+    @property
+    def verdict(self) -> str:
+        if self.goal is None:
+            return ""
+        if self.is_met:
+            return "pass"
+        return "miss (the floor too)" if self.floor is not None and self.floor > self.goal else "miss"
 
     def is_worse_than(self, recorded: float, margin: float) -> bool:
         return self.ratio > max(recorded, self.noise) * margin

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import charts, datasets, measure, page, places, reads, record, storage, writes
+from bench import charts, datasets, measure, page, places, readings, reads, record, storage, writes
 from bench.results import Chart, Results, Row, Table
-from tagfs import taglist
+from tagfs import mountpoint, taglist
 from tagfs.codec import ZSTD
 from tests.conftest import MakeDaemon
 
@@ -121,6 +121,71 @@ def test_a_place_that_shows_other_bytes_is_left_out_and_told(tmp_path: Path) -> 
     assert "cat of all" in results.missing["wrong"]
 
 
+@pytest.mark.mount
+def test_the_floor_shows_the_lists_as_they_are_and_ends_cleanly(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("it mounts by itself, which wants root")
+    datasets.write(datasets.synthetic(30, 3), tmp_path / "plain", None)
+    for number in range(1000):  # more names than one answer has room for
+        (tmp_path / "plain" / "imagerepository" / f"team-{number:0100}").mkdir()
+    large = tmp_path / "plain" / "imagerepository" / "team-000" / "large" / "tags.txt"
+    large.parent.mkdir()
+    large.write_bytes(os.urandom(3 << 20))  # more than one READ
+    place = places.floor("floor", tmp_path / "plain", tmp_path / "mounted")
+    for ends_by_signal in (False, True):
+        with place.started():
+            subprocess.run(["diff", "-r", tmp_path / "plain", place.point], check=True)
+            assert not (place.lists / "team-000" / "nothing").exists()
+            with pytest.raises(OSError, match="Read-only"):
+                (place.lists / "new").touch()
+            process = place.process
+            assert process is not None
+            if ends_by_signal:
+                process.terminate()
+                process.wait(20)
+                assert mountpoint.mounted_at(str(place.point)) is None
+        assert process.returncode == 0
+        assert (tmp_path / "mounted.log").read_text().count("\n") == 1  # what it shows, and no complaint
+
+
+def test_the_floor_is_compiled_without_a_warning(tmp_path: Path) -> None:
+    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-o", str(tmp_path / "floor")]
+    source = PROJECT / "bench" / "peers" / "floor.c"
+    done = subprocess.run(
+        [os.environ.get("CC", "gcc"), *flags, str(source)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and done.stderr == ""
+
+
+def test_a_peer_that_cannot_be_built_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(places.PeerMissing, match="no no-such-compiler on this machine"):
+        places.floor("floor", tmp_path, tmp_path / "mounted")
+
+
+def test_a_fresh_mount_is_told_beside_the_floor_and_a_goal_says_whether_that_meets_it() -> None:
+    def sample(ms: float) -> list[readings.Sample]:
+        return [readings.Sample(ms / 1000, ms / 1000, None)] * 3
+
+    took = {readings.OURS: 100, readings.FLOOR: 40, readings.FUSE_ZSTD: 400, "btrfs (zstd:1)": 20}
+    fresh = {(name, "find"): sample(ms) for name, ms in took.items()}
+    warm = {(readings.EXT4, "find"): sample(10), (readings.OURS, "find"): sample(10)}
+    results = Results()
+    readings.tell(datasets.synthetic(9, 9), ["find"], warm, fresh, results)
+    told = {row.key.rpartition("/")[2]: row for row in results.rows if row.key.startswith("read-fresh/")}
+    assert {name: (round(row.ratio, 3), row.goal is None, row.verdict) for name, row in told.items()} == {
+        "ext4": (10, False, "miss"),  # 40 ms would be 4 times
+        "fuse-zstd": (0.25, False, "miss"),  # 40 ms would be a tenth
+        "btrfs": (5, False, "miss (the floor too)"),
+        "floor": (2.5, True, ""),
+    }
+    del fresh[readings.FLOOR, "find"]
+    without = Results()
+    readings.tell(datasets.synthetic(9, 9), ["find"], warm, fresh, without)
+    assert [row.verdict for row in without.rows if row.key.endswith("/btrfs")] == ["miss"]
+    assert record.worse(results.rows, {row.key: row.ratio for row in without.rows}) == []
+
+
 def test_every_storage_in_this_process_gives_back_the_same_bytes(tmp_path: Path) -> None:
     datasets.write(datasets.synthetic(6, 300), tmp_path / "plain", None)
     digests = {storage.digest_of(tmp_path / "plain" / "imagerepository")}
@@ -207,12 +272,14 @@ def test_the_own_bar_is_marked_and_longest_where_it_is_slowest() -> None:
 
 
 def test_the_page_says_what_was_missed_and_what_was_not_measured(tmp_path: Path) -> None:
-    results = Results([row(2.0), row(0.5)], [Table("Times", ("a",), (("1|2",),), "A note.")], [BARS])
+    no_goal = Row("group/floor", "beside", "2 ms", "floor 1 ms", 2.0, None)
+    results = Results([row(2.0), row(0.5), no_goal], [Table("Times", ("a",), (("1|2",),), "A note.")], [BARS])
     results.missing["peer"] = "no such program"
     document = tmp_path / "docs" / "benchmarks.md"
     document.parent.mkdir()
     page.write(results, "make bench", page.machine(tmp_path), document, ["slower now"])
     text = document.read_text()
     assert "| what | 2 ms | peer 1 ms | 2.00 | ≤ 1 | miss |" in text
+    assert "| beside | 2 ms | floor 1 ms | 2.00 | – |  |" in text
     assert "- peer: no such program" in text and "- slower now" in text and "1\\|2" in text
     assert (document.parent / "charts" / "bars.svg").exists()
