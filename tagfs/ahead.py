@@ -4,9 +4,10 @@ Owns: the guess; what is to be done for it, in small steps; the one answer and t
 Does not know: requests, how a list is opened or read.
 Invariant: nothing is given out that was replaced before it was asked for.
 
-A program that goes through a whole mount does so in the order of its listings, and needs some 30 µs between an answer
+A program that goes through a whole mount does so in the order of its listings, and needs some 20 µs between an answer
 and its next request.  In that time the next repository's list is opened, and the list that was given out last is
-decoded, where the program has read the one before.
+decoded, where the program has read the one before.  Of a repository that is looked up by its name, its own list is
+opened.
 """
 
 from collections.abc import Callable
@@ -14,12 +15,8 @@ from typing import NamedTuple
 
 from tagfs.compact import CompactInodes, row_of
 from tagfs.inodes import DirectoryNode, ListNode
-from tagfs.names import RepositoryKey
-from tagfs.store import Snapshot
+from tagfs.store import Steps
 from tagfs.tree import Attributes
-
-Opened = tuple[RepositoryKey, Snapshot, float]
-"""A list as it was when it was looked for, and for how long the kernel may keep it, seconds."""
 
 
 class Found(NamedTuple):
@@ -33,33 +30,33 @@ class Ahead:
     """Looks ahead for one tree.
 
     Args:
-        open_: the list of a repository as it is now; None where nobody would tell that it changes.
-        enter: makes an opened list one that is kept open for the kernel.
-        give_back: undoes `enter`, for a node that the kernel was not told of.
+        open_: the list of a repository as it is now, kept open for the kernel; None where nobody would tell that it
+            changes.
+        give_back: undoes `open_`, for a node that the kernel was not told of.
         decode: the bytes of a node; None where there is too much to be read.
     """
 
     def __init__(
         self,
         inodes: CompactInodes,
-        open_: Callable[[DirectoryNode], Opened | None],
-        enter: Callable[[RepositoryKey, Snapshot, float], Found],
+        open_: Callable[[DirectoryNode], Steps[Found | None]],
         give_back: Callable[[ListNode], None],
         decode: Callable[[int], bytes | None],
     ) -> None:
         self._inodes = inodes
         self._open = open_
-        self._enter = enter
         self._give_back = give_back
         self._decode = decode
         self.has_news: Callable[[], bool] | None = None
         """Whether something has changed beneath that the tree has not been told yet; None: that is not known, so no
         list is opened ahead."""
-        # What is to be done: a list to decode, a node after whose repository the next one is to be opened; 0 for none.
+        # What is to be done: a list to decode, one after which the next is to be decoded, a node after whose repository
+        # the next one's list is to be opened; 0 for none.
         self._to_decode = 0
+        self._to_decode_after = 0
         self._to_open_after = 0
         # INVARIANT: the directory of each was watched before its list was opened.
-        self._opened: tuple[int, Opened] | None = None
+        self._opening: tuple[int, Steps[Found | None]] | None = None
         self._found: tuple[int, Found] | None = None
         self._decoded: tuple[int, bytes] | None = None
         # Whether the program reads the lists that it is given.
@@ -68,16 +65,22 @@ class Ahead:
 
     # -- what the program does
 
+    def named(self, directory: DirectoryNode) -> None:
+        """A repository was looked up: what it holds is asked for next."""
+        if not self._inodes.list_of(directory.id):
+            self._to_open_after = 0
+            self._begin(directory)
+
     def given(self, list_id: int, directory_id: int) -> None:
         """A list was looked up or listed."""
         self._to_open_after = directory_id
-        self._to_decode = list_id if self._was_read else 0
+        self._to_decode, self._to_decode_after = list_id if self._was_read else 0, 0
         self._was_read = False
 
     def read(self, list_id: int) -> None:
         """A list was read to its end."""
         in_turn = row_of(list_id) == row_of(self._last_read) + 1
-        self._to_decode = self._inodes.list_after(list_id) if in_turn else 0
+        self._to_decode, self._to_decode_after = 0, list_id if in_turn else 0
         self._was_read, self._last_read = True, list_id
 
     # -- ahead of it
@@ -91,8 +94,11 @@ class Ahead:
             elif self._to_open_after:
                 id_, self._to_open_after = self._to_open_after, 0
                 self._open_next(id_)
-            elif self._opened is not None:
-                self._enter_opened()
+            elif self._opening is not None:
+                self._go_on()
+            elif self._to_decode_after:
+                id_, self._to_decode_after = self._to_decode_after, 0
+                self._decode_one(self._inodes.list_after(id_))
             else:
                 return False
         except Exception:
@@ -100,30 +106,44 @@ class Ahead:
         return True
 
     def _decode_one(self, id_: int) -> None:
-        if self._decoded is None or self._decoded[0] != id_:
+        if id_ and (self._decoded is None or self._decoded[0] != id_):
             content = self._decode(id_)
             self._decoded = None if content is None else (id_, content)
 
     def _open_next(self, id_: int) -> None:
         next_ = self._inodes.directory_after(id_)
-        if self.has_news is None or next_ is None or self._inodes.list_after(id_):
-            return  # `list_after` is also what was opened ahead before
-        self._drop_found()
-        opened = self._open(next_)
-        if opened is not None:
-            self._opened = next_.id, opened
+        if next_ is not None and not self._inodes.list_after(id_):  # which is also what was opened ahead before
+            self._begin(next_)
+            self._go_on()
 
-    def _enter_opened(self) -> None:
-        if self._opened is not None:
-            (id_, opened), self._opened = self._opened, None
-            self._found = id_, self._enter(*opened)
+    def _begin(self, directory: DirectoryNode) -> None:
+        self._drop_found()
+        if self.has_news is not None:
+            self._opening = directory.id, self._open(directory)
+
+    def _go_on(self) -> None:
+        """Take the next step of opening a list."""
+        if self._opening is not None:
+            try:
+                next(self._opening[1])
+            except StopIteration as end:
+                (id_, _), self._opening = self._opening, None
+                if end.value is not None:
+                    self._found = id_, end.value
+            except BaseException:
+                self._opening = None
+                raise
 
     # -- when it is asked for
 
     def take_found(self, directory_id: int) -> Found | None:
         """The list of a repository, if it was opened ahead; whoever takes it gives it to the kernel."""
-        if self._opened is not None and self._opened[0] == directory_id:
-            self._enter_opened()
+        if self._opening is not None and self._opening[0] == directory_id:
+            try:
+                while self._opening is not None:
+                    self._go_on()
+            except Exception:
+                return None  # whoever looks in earnest is told
         if self._found is None or self._found[0] != directory_id:
             return None
         # While nothing was told since it was opened, it is what is there now.
@@ -142,7 +162,7 @@ class Ahead:
 
     def drop(self) -> None:
         """Let go of all."""
-        self._to_decode = 0
+        self._to_decode = self._to_decode_after = 0
         self._decoded = None
         self.drop_opened()
 
@@ -152,9 +172,9 @@ class Ahead:
         self._drop_found()
 
     def _drop_found(self) -> None:
-        if self._opened is not None:
-            self._opened[1][1].close()
-            self._opened = None
+        if self._opening is not None:
+            self._opening[1].close()
+            self._opening = None
         if self._found is not None:
             self._give_back(self._found[1].node)
             self._found = None

@@ -197,6 +197,10 @@ class CompactInodes(NodeTable):
         next_ = self._directories.ids[row]
         return DirectoryNode(next_, self._path(row)) if next_ else None
 
+    def list_of(self, id_: int) -> int:
+        """The current list of the repository of a node, or 0."""
+        return self._lists.ids[row_of(id_)]
+
     def list_after(self, id_: int) -> int:
         """The current list of the repository after that of a node, or 0."""
         row = row_of(id_) + 1
@@ -340,7 +344,7 @@ class CompactInodes(NodeTable):
     # -- versions
 
     def _list(self, row: int, id_: int) -> ListNode:
-        return ListNode(id_, RepositoryKey(*self._path(row)[1:]), self._version(row))
+        return ListNode(id_, RepositoryKey.known(self._above_row(row).name, self._names[row]), self._version(row))
 
     def _keep(self, row: int, version: Version) -> None:
         codec, size, stored_size, blocks, mtime_ns, ctime_ns, identity, fault = version

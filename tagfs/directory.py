@@ -18,7 +18,7 @@ from tagfs.errors import CommitUncertain, ListCorrupt, ListMissing, ListTooLarge
 from tagfs.names import HIDDEN_PREFIX, LIST, SWEEP_LEDGER, RepositoryKey
 from tagfs.policy import Policy
 from tagfs.staging import StageDirectory
-from tagfs.store import Snapshot, Stage, Version
+from tagfs.store import Snapshot, Stage, Steps, Version, finished
 from tagfs.variants import PinnedFile, Variant
 
 _LOOKS = 3
@@ -50,11 +50,16 @@ class DirectoryStore(Directories):
         return snapshot.version
 
     def open(self, key: RepositoryKey, ahead: int = 0) -> Snapshot:
+        return finished(self.opening(key, ahead))
+
+    def opening(self, key: RepositoryKey, ahead: int = 0) -> Steps[Snapshot]:
         for _ in range(_LOOKS):
             directory = self._open_key(key)
             try:
+                yield
                 found = variants.find(self.disk, directory, self.codecs)
                 if found:
+                    yield
                     return self._pin(directory, key, found[0], ahead)
             except FileNotFoundError:
                 continue

@@ -60,6 +60,11 @@ class RepositoryKey(_Parts):
         return super().__new__(cls, namespace, name)
 
     @classmethod
+    def known(cls, namespace: str, name: str) -> "RepositoryKey":
+        """The key of names that were checked before."""
+        return tuple.__new__(cls, (namespace, name))
+
+    @classmethod
     def parse(cls, text: str) -> "RepositoryKey":
         """`<namespace>/<name>` -> key."""
         namespace, slash, name = text.partition("/")

@@ -15,11 +15,12 @@ from typing import TypeVar
 
 from tagfs.ahead import Ahead, Found
 from tagfs.compact import CompactInodes
+from tagfs.entrance import Entrance
 from tagfs.errors import ListMissing, NotPermitted, RepositoryMissing, VersionGone
 from tagfs.inodes import ROOT_ID, DirectoryNode, ListNode, SentinelNode
-from tagfs.names import LIST, RepositoryKey
+from tagfs.names import LIST, RepositoryKey, is_repository
 from tagfs.pins import Parts, Pins
-from tagfs.store import Entered, Snapshot, Store
+from tagfs.store import Entered, Snapshot, Steps, Store
 from tagfs.tree import (
     FOREVER,
     LIST_MODE,
@@ -77,9 +78,10 @@ class StatelessTree(Tree):
     def __init__(self, store: Store, view: View | None, pins: int) -> None:
         super().__init__(store, view)
         self.inodes: CompactInodes = CompactInodes()
-        self.ahead = Ahead(self.inodes, self._open_ahead, self._enter, self._give_back, self._decode_ahead)
+        self.ahead = Ahead(self.inodes, self._open_ahead, self._give_back, self._decode_ahead)
         self._pins = Pins(pins, self._revived)
         self._parts = Parts(PARTS_LIMIT)
+        self._entrance = Entrance(self._enter_namespace, lambda: self._kept(()) == FOREVER)
         self._listings: dict[int, _Listing] = {}
         self._numbers = itertools.cycle(range(1, _LISTINGS + 1))
 
@@ -89,12 +91,24 @@ class StatelessTree(Tree):
         found = self.ahead.take_found(parent) if name == LIST_NAME else None
         if found is None:
             directory = self._directory(parent)
+            if len(directory.path) == 2:
+                return self._named_repository(directory.path, name)
             if len(directory.path) < 3:
                 return super().lookup(parent, name, pid)
             if name != LIST_NAME:
                 raise ListMissing(f"{'/'.join(directory.path)} shows nothing but {LIST}")
             found = self._look(directory)
         return self._given(found, parent)
+
+    def _named_repository(self, above: tuple[str, ...], name: bytes) -> Attributes:
+        """A repository that is looked up by its name; RepositoryMissing."""
+        path = (*above, name.decode("utf-8", "surrogateescape"))
+        if not is_repository(path[2]):
+            raise RepositoryMissing(f"{'/'.join(path)} cannot be in a store")
+        kept = self._kept(above[1:])
+        attributes = self._within(self._entrance.namespace(above[1]), path, kept)
+        self.ahead.named(DirectoryNode(attributes.id, path))
+        return attributes
 
     def _look(self, directory: DirectoryNode) -> Found:
         """The list of a repository; ListMissing."""
@@ -104,14 +118,20 @@ class StatelessTree(Tree):
         """(its key, the list of a repository as it is now, for how long the kernel may keep it)."""
         # First: what changes after the look must be told.
         kept = 0.0 if self._view.watch is None else self._kept(directory.path[1:])
-        key = RepositoryKey(*directory.path[1:])
+        key = RepositoryKey.known(*directory.path[1:])
         return key, self.store.open(key, AHEAD), kept
 
-    def _open_ahead(self, directory: DirectoryNode) -> tuple[RepositoryKey, Snapshot, float] | None:
+    def _open_ahead(self, directory: DirectoryNode) -> Steps[Found | None]:
         if self._kept(directory.path[1:]) != FOREVER:
             return None
-        key = RepositoryKey(*directory.path[1:])
-        return key, self.store.open(key, AHEAD), FOREVER
+        key = RepositoryKey.known(*directory.path[1:])
+        snapshot = yield from self.store.opening(key, AHEAD)
+        try:
+            yield
+        except GeneratorExit:
+            snapshot.close()
+            raise
+        return self._enter(key, snapshot, FOREVER)
 
     def _enter(self, key: RepositoryKey, snapshot: Snapshot, kept: float) -> Found:
         version = snapshot.version
@@ -177,41 +197,46 @@ class StatelessTree(Tree):
         kept, entered = self._kept(path[1:]) if path else FOREVER, None
         if len(path) == 2:
             try:
-                entered = self._with_room(partial(self.store.enter, path[1]))
+                entered = self._entrance.namespace(path[1])
             except RepositoryMissing:
                 return
-        try:
-            for index in range(place, len(names)):
-                name = names[index]
-                if size_of(name) > room:
-                    return
-                child = self._listed_directory(path, name, kept, entered) if path else self.lookup(ROOT_ID, name)
-                if child is not None:
-                    room -= size_of(name)
-                    yield number << _SHIFT | index + 1, name, child
-        finally:
-            if entered is not None:
-                entered.close()
+        for index in range(place, len(names)):
+            name = names[index]
+            size = size_of(name)
+            if size > room:
+                return
+            child = self._listed_directory(path, name, kept, entered) if path else self.lookup(ROOT_ID, name)
+            if child is not None:
+                room -= size
+                yield number << _SHIFT | index + 1, name, child
 
     def _listed_directory(
         self, above: tuple[str, ...], name: bytes, kept: float, entered: Entered | None
     ) -> Attributes | None:
         path = (*above, name.decode("utf-8", "surrogateescape"))
-        attributes_kept, mtime_ns = UNWATCHED, 0
         try:
-            if entered is None:
-                attributes_kept = self._kept(path[1:])
-                mtime_ns = self._mtime_ns(path)
-            else:
-                if self._view.watch is not None and self._view.watch(path[1:], entered.descriptor):
-                    attributes_kept = FOREVER
-                mtime_ns = entered.mtime_ns(path[2])
+            if entered is not None:
+                return self._within(entered, path, kept)
+            attributes_kept = self._kept(path[1:])
+            return self._given_directory(path, self._mtime_ns(path), kept, attributes_kept)
         except RepositoryMissing:
             return None
         except OSError:
-            kept = attributes_kept = 0.0  # what cannot be entered must not hide its neighbours; entering it tells why
+            # What cannot be entered must not hide its neighbours; entering it tells why.
+            return self._given_directory(path, 0, 0.0, 0.0)
+
+    def _within(self, entered: Entered, path: tuple[str, ...], kept: float) -> Attributes:
+        """A repository of a namespace that is entered; RepositoryMissing, OSError."""
+        # First: what changes after the look must be told.
+        is_watched = self._view.watch is not None and self._view.watch(path[1:], entered.descriptor)
+        return self._given_directory(path, entered.mtime_ns(path[2]), kept, FOREVER if is_watched else UNWATCHED)
+
+    def _given_directory(self, path: tuple[str, ...], mtime_ns: int, kept: float, attributes_kept: float) -> Attributes:
         id_ = self.inodes.give_directory(path)
         return Attributes(id_, _DIRECTORY, 0, 0, mtime_ns, mtime_ns, kept, attributes_kept)
+
+    def _enter_namespace(self, name: str) -> Entered:
+        return self._with_room(partial(self.store.enter, name))
 
     def _begin(self, directory: int, names: list[bytes]) -> int:
         """The number of a listing: of one that is kept where that has the same names, so that who begins many and ends
@@ -296,14 +321,17 @@ class StatelessTree(Tree):
 
     def watch(self, watch: Watch | None, has_news: Callable[[], bool] | None = None) -> None:
         super().watch(watch)
+        self._entrance.leave()
         self.ahead.drop()
-        self.ahead.has_news = has_news
+        self.ahead.has_news = self._entrance.has_news = has_news
 
     def changed(self, path: tuple[str, ...], name: str) -> list[Invalidation]:
+        self._entrance.leave()
         self.ahead.drop_opened()
         return super().changed(path, name)
 
     def everything(self) -> list[Invalidation]:
+        self._entrance.leave()
         self.ahead.drop_opened()
         return super().everything()
 
@@ -311,6 +339,7 @@ class StatelessTree(Tree):
 
     def rest(self) -> None:
         """Let go of bytes that are only kept because they might be asked for soon."""
+        self._entrance.leave()
         self.ahead.drop()
         self._parts.clear()
         self._pins.unload()

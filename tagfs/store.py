@@ -7,13 +7,18 @@ Invariant: a reader sees the old tag list or the new one, never a mix and never 
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Generator, Iterator
+from typing import NamedTuple, TypeVar
 
 from tagfs.codec import Codec
 from tagfs.durability import Call, Work
 from tagfs.errors import ListMissing, RepositoryMissing
 from tagfs.names import RepositoryKey
+
+_T = TypeVar("_T")
+
+Steps = Generator[None, None, _T]
+"""What comes to a result in small steps, with other things done between them; closed early, it leaves nothing open."""
 
 _AT_ONCE = 1 << 16
 """Stored bytes, at most, that `read` reads in one call: nearly every list."""
@@ -137,6 +142,11 @@ class Store(ABC):
         """Pin the current version of a list, and read its stored bytes at once where they are at most `ahead`;
         ListMissing where there is none."""
 
+    def opening(self, key: RepositoryKey, ahead: int = 0) -> Steps[Snapshot]:
+        """`open`, in steps of about the same length."""
+        yield
+        return self.open(key, ahead)
+
     def adopt(self, key: RepositoryKey, version: Version, descriptor: int, was_read: bool) -> Snapshot:
         """The snapshot that surrendered this descriptor; `version` is its version.  The descriptor belongs to it."""
         raise NotImplementedError("no snapshot of this store surrenders a descriptor")
@@ -249,6 +259,16 @@ class Store(ABC):
     def replace(self, key: RepositoryKey, plain: bytes, mtime_ns: int | None = None) -> Version:
         """Make `plain`, a valid list, the list of `key`, durably."""
         return self.publish(self.stage(key, plain), mtime_ns)
+
+
+def finished(steps: Steps[_T]) -> _T:
+    """Take all steps that are left; -> the result."""
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        result: _T = end.value
+        return result
 
 
 class Entered:

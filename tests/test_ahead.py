@@ -15,12 +15,16 @@ from tagfs.inodes import ROOT_ID, DirectoryNode
 from tagfs.names import BASE, RepositoryKey
 from tagfs.policy import Policy
 from tagfs.stateless import AHEAD, DECODED_AHEAD, StatelessTree
-from tagfs.store import Snapshot
+from tagfs.store import Snapshot, Steps
 from tagfs.tree import Attributes, View
 from tests.support.beneath import directory_store, no_descriptor_left, put
 from tests.support.places import fast_directory, open_descriptors
 
 KEYS = [RepositoryKey("team", f"app-{number}") for number in range(6)]
+
+
+STEPS = 4
+"""In which a list is opened ahead."""
 
 
 def plain_of(number: int) -> bytes:
@@ -32,9 +36,9 @@ class Counted(DirectoryStore):
 
     opened_lists: list[RepositoryKey]
 
-    def open(self, key: RepositoryKey, ahead: int = 0) -> Snapshot:
+    def opening(self, key: RepositoryKey, ahead: int = 0) -> Steps[Snapshot]:
         self.opened_lists.append(key)
-        return super().open(key, ahead)
+        return (yield from super().opening(key, ahead))
 
 
 class Walked:
@@ -52,7 +56,8 @@ class Walked:
         self.changes = Changes(self.store.opened, self.store.root)
         self.tree = StatelessTree(self.store, View(None), 100)
         self.tree.watch(self.changes.cover, self.changes.has_news)
-        self.names = self._listed(self._listed(self._listed(ROOT_ID)[BASE.encode()].id)[b"team"].id)
+        self.namespace = self._listed(self._listed(ROOT_ID)[BASE.encode()].id)[b"team"].id
+        self.names = self._listed(self.namespace)
 
     def _listed(self, id_: int) -> dict[bytes, Attributes]:
         return {name: child for _, name, child in self.tree.children(id_, 0, 1000, len)}
@@ -106,13 +111,32 @@ async def test_the_next_list_is_opened_for_who_looks_names_up(walked: Walked) ->
     assert walked.store.opened_lists == KEYS
 
 
+async def test_the_list_of_a_repository_is_opened_for_who_looks_that_up(walked: Walked) -> None:
+    for number, key in enumerate(KEYS):
+        directory = walked.tree.lookup(walked.namespace, key.name.encode())
+        walked.idle()
+        assert walked.store.opened_lists == KEYS[: number + 1]
+        attributes = walked.tree.lookup(directory.id, b"tags.txt")
+        assert walked.read(attributes.id) == plain_of(number)
+    assert walked.store.opened_lists == KEYS
+
+
+async def test_the_list_of_a_repository_that_is_looked_up_again_is_not_opened_again(walked: Walked) -> None:
+    walked.list_(0)
+    walked.tree.lookup(walked.namespace, KEYS[0].name.encode())
+    walked.tree.rest()
+    walked.tree.lookup(walked.namespace, KEYS[0].name.encode())
+    walked.idle()
+    assert walked.store.opened_lists == [KEYS[0]]
+
+
 async def test_what_is_opened_ahead_is_what_a_listing_shows(walked: Walked) -> None:
     ahead = [walked.list_(number) for number in range(2) if walked.idle() >= 0]
     walked.tree.rest()
     assert [walked.list_(number) for number in range(2)] == ahead
 
 
-@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("steps", range(1, STEPS + 1))
 async def test_a_change_after_it_was_opened_ahead_is_shown_though_nobody_has_told_it_yet(
     walked: Walked, steps: int
 ) -> None:
@@ -124,7 +148,7 @@ async def test_a_change_after_it_was_opened_ahead_is_shown_though_nobody_has_tol
     assert (attributes.size, walked.read(attributes.id)) == (4, b"new\n")
 
 
-@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("steps", range(1, STEPS + 1))
 async def test_a_change_that_was_told_is_shown(walked: Walked, steps: int) -> None:
     walked.list_(0)
     for _ in range(steps):
@@ -143,11 +167,12 @@ async def test_a_list_that_went_after_it_was_opened_ahead_is_not_shown(walked: W
 
 async def test_what_was_opened_ahead_and_not_asked_for_is_let_go(walked: Walked) -> None:
     walked.list_(0)
+    walked.tree.rest()
     known, opened = len(walked.tree.inodes), open_descriptors()
-    for steps in (1, 2):
+    for steps in range(1, STEPS + 1):
         walked.list_(0)
         for _ in range(steps):
-            walked.tree.ahead.work()
+            assert walked.tree.ahead.work()
         assert open_descriptors() == opened + 1
         walked.tree.rest()
         assert (len(walked.tree.inodes), open_descriptors()) == (known, opened)
