@@ -8,7 +8,7 @@ Formats: gzip is RFC 1952 with one member; zstd is RFC 8878 with one frame.
 import struct
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, NamedTuple, cast
 
 import zstandard
@@ -32,6 +32,9 @@ _ZSTD_NOTHING = HEADER_SIZE + 3 + 4
 
 _OVERHEAD = 1024
 """Bytes: more than the headers of a list that does not compress; blocks of it add less than a 256th."""
+
+_FRAME_PIECE = 256
+"""Bytes of a stream of zstd frames that are decoded at once: of the smallest blocks that is 8 MiB plain."""
 
 _GZIP_WRAPPER = 31
 """zlib's window bits for the largest window in a gzip wrapper."""
@@ -172,17 +175,33 @@ def is_zstd(header: bytes) -> bool:
 
 class _Frames:
     def __init__(self, stream: IO[bytes]) -> None:
-        self._reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
+        self._parts = _parts_of_frames(stream)
+        self._plain = bytearray()
 
     def read(self, size: int) -> bytes:
         try:
-            return self._reader.read(size)
+            while len(self._plain) < size and (part := next(self._parts, None)) is not None:
+                self._plain += part
         except zstandard.ZstdError as error:
             raise Undecodable(f"zstd is corrupt ({error})") from error
+        taken = bytes(self._plain[:size])
+        del self._plain[:size]
+        return taken
+
+
+def _parts_of_frames(stream: IO[bytes]) -> Iterator[bytes]:
+    """Not by zstandard's own reader, which does not tell a frame that is cut short from one that has ended."""
+    frame, stored = None, b""
+    while stored := stored or stream.read(_FRAME_PIECE):
+        frame = frame or zstandard.ZstdDecompressor().decompressobj()
+        yield frame.decompress(stored)
+        frame, stored = (None, frame.unused_data) if frame.eof else (frame, b"")
+    if frame is not None:
+        raise EOFError("a zstd frame ends too early")
 
 
 def unpacked(stream: IO[bytes]) -> IO[bytes]:
-    """What a stream of zstd frames holds, to be read forwards; reading raises Undecodable."""
+    """What a stream of zstd frames holds, to be read forwards; reading raises Undecodable, EOFError."""
     return cast(IO[bytes], _Frames(stream))
 
 

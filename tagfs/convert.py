@@ -20,7 +20,7 @@ from tagfs.holder import take
 from tagfs.names import LIST, RepositoryKey
 from tagfs.policy import Policy
 from tagfs.variants import Variant
-from tagfs.walk import Visitor, is_still, opened_key, read_variant, sentence, walk
+from tagfs.walk import Visitor, is_still, naming, opened_key, read_variant, sentence, walk
 
 UNREADABLE_KEPT = 100
 """How many unreadable lists are named; all are counted."""
@@ -97,13 +97,22 @@ class Convert(Visitor):
         if self.conversion.format < self._target:
             sentinel.write_version(self._disk, root, self._target)
             self.conversion.format = self._target
+        with naming(self.conversion.path):
+            yield from self._convert(root)
+        if self.conversion.format > self._target:
+            self._require_no_zstd()
+            sentinel.write_version(self._disk, root, self._target)
+            self.conversion.format = self._target
+
+    def _convert(self, root: int) -> Iterator[None]:
         for name in self._store.stages.names():
             self._store.stages.unlink(name)
         group: list[_Staged] = []
         try:
             with closing(walk(self._disk, root, self)) as keys:
                 for key, directory in keys:
-                    staged = self._stage(key, directory)
+                    with naming(self._path_of(key.directory)):
+                        staged = self._stage(key, directory)
                     if staged is not None:
                         group.append(staged)
                     if len(group) == GROUP:
@@ -114,18 +123,15 @@ class Convert(Visitor):
             group = []
             # The times of the last group; those of each other one became durable with the next.
             self._disk.sync_filesystem(root)
-        except OSError as error:
-            error.filename = error.filename or self.conversion.path
-            raise
         finally:
             self._discard(group)
-        if self.conversion.format > self._target:
-            self._require_no_zstd()
-            sentinel.write_version(self._disk, root, self._target)
-            self.conversion.format = self._target
 
     def fault(self, path: str, error: OSError) -> None:
-        raise error
+        with naming(self._path_of(path)):
+            raise error
+
+    def _path_of(self, within: str) -> str:
+        return f"{self.conversion.path}/{within}"
 
     # -- one list
 

@@ -10,14 +10,23 @@ from pathlib import Path
 
 from tagfs.disk import Disk
 from tagfs.errors import StoreHeld, StoreRefused
+from tagfs.mountpoint import FSTYPE, holding
 
 _UNSEEN = "a process that cannot be seen from here (in another container?)"
 _COMMAND_LIMIT = 200
 """Characters of a command line that are told."""
 
 
+def require_no_mount(path: str) -> None:
+    """StoreRefused where `path` is in a mount of tagfs: what that shows is no store, and tells of no change beneath."""
+    inside = holding(path)
+    if inside is not None and inside.fstype == FSTYPE:
+        raise StoreRefused(f"{path} is in a mount; name its store: {inside.source}")
+
+
 def open_store(disk: Disk, path: str) -> int:
     """The descriptor of the directory at `path`; StoreRefused where it cannot be one."""
+    require_no_mount(path)
     try:
         return disk.open_root(path)
     except FileNotFoundError:

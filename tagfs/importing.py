@@ -18,11 +18,11 @@ from tagfs.codec import ZSTD, Undecodable, most_stored
 from tagfs.directory import DirectoryStore
 from tagfs.disk import DIRECTORY_MODE, Disk
 from tagfs.errors import ListTooLarge, NameRefused, RepositoryMissing, SettingRefused, TagListInvalid
-from tagfs.holder import open_store, take
+from tagfs.holder import open_store, require_no_mount, take
 from tagfs.names import RepositoryKey
 from tagfs.policy import Policy, codec_named
 from tagfs.sources import Entry, SourceCut
-from tagfs.walk import read_variant, sentence
+from tagfs.walk import naming, read_variant, sentence
 
 KEPT = 100
 """How many refused and other files are named; all are counted."""
@@ -76,7 +76,9 @@ class Import:
         self._store = self._to_compare(path, codec, threshold) if is_dry else self._to_write(path, codec, threshold)
 
     def _to_write(self, path: str, codec: str, threshold: int) -> DirectoryStore:
-        os.makedirs(path, DIRECTORY_MODE, exist_ok=True)
+        require_no_mount(path)
+        with suppress(FileExistsError):
+            os.makedirs(path, DIRECTORY_MODE)
         root = take(self._disk, path)
         try:
             if sentinel.examine(self._disk, root).condition is not sentinel.Condition.EMPTY:
@@ -124,15 +126,17 @@ class Import:
         store = None if self.imported.is_dry else self._store
         bulk = None
         if store is not None:
-            for name in store.stages.names():
-                store.stages.unlink(name)
+            with naming(self.imported.path):
+                for name in store.stages.names():
+                    store.stages.unlink(name)
             bulk = Bulk(store)
         try:
             try:
                 for entry in sources.entries(self.imported.source, stdin):
                     found = self._judged(entry)
                     if found is not None:
-                        self._take(bulk, *found, entry.mtime_ns)
+                        with naming(self._path_of(found[0])):
+                            self._take(bulk, *found, entry.mtime_ns)
                     yield
             except SourceCut:
                 self._finish(bulk)
@@ -147,7 +151,8 @@ class Import:
 
     def _finish(self, bulk: Bulk | None) -> None:
         if bulk is not None and self._store is not None:
-            self._note(bulk.flush())
+            with naming(self.imported.path):
+                self._note(bulk.flush())
             # What was there already may have been written by somebody who was cut off before it was durable.
             self._disk.sync_filesystem(self._store.root)
 
@@ -231,4 +236,8 @@ class Import:
             elif isinstance(outcome.error, (RepositoryMissing, NotADirectoryError)):
                 self._refuse(str(outcome.key), None, str(outcome.error))  # something else has its place
             else:
-                raise outcome.error
+                with naming(self._path_of(outcome.key)):
+                    raise outcome.error
+
+    def _path_of(self, key: RepositoryKey) -> str:
+        return f"{self.imported.path}/{key.directory}"

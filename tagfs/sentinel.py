@@ -246,9 +246,9 @@ def _told(found: Finding) -> str:
 
 def _refusal(path: str, found: Finding) -> StoreRefused:
     if found.condition is Condition.UNKNOWN_VERSION:
-        cure = "open it with the program that wrote it, or insist with --wipe-foreign, which deletes all of it"
+        cure = "open it with the program that wrote it, or have `tagfs mount --wipe-foreign` delete all of it"
     elif BASE in found.detail.split(", "):
         cure = f"if these are tag lists, write the format's version first: echo 2 > {path}/{VERSION_SENTINEL}"
     else:
-        cure = "name an empty directory, or insist with --wipe-foreign, which deletes all of it"
+        cure = "name an empty directory, or have `tagfs mount --wipe-foreign` delete all of it"
     return StoreRefused(f"{path} is no tag store: {_told(found)}; {cure}")

@@ -143,8 +143,7 @@ SETTINGS = (
         "fast_path",
         values.switch,
         None,
-        "answer the kernel of a read-only mount directly (default), or through libfuse, which is slower and remembers "
-        "what programs have open",
+        "answer the kernel directly (default), or through libfuse, which is slower",
         is_on=True,
     ),
     Setting("log-level", "log_level", values.choice(LOG_LEVELS), "LEVEL", "debug, info (default), warning or error"),

@@ -181,7 +181,7 @@ def _archive(stream: BufferedReader, name: str) -> Iterator[Entry]:
         while ending.read(1 << 16):
             pass  # Check sums come last; and whoever writes the pipe is not cut off.
     except _DAMAGE as error:
-        if not begun:
+        if not begun and not isinstance(error, EOFError):
             raise SettingRefused(f"{name} is neither a directory nor a tar archive ({error})") from error
         raise _cut(error, name) from error
 

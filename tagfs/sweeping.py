@@ -11,10 +11,9 @@ from contextlib import closing
 from tagfs import sentinel, taglist
 from tagfs.directory import DirectoryStore
 from tagfs.disk import Disk
-from tagfs.errors import ListCorrupt, ListMissing, RepositoryMissing, StoreHeld, StoreRefused, TagfsError
+from tagfs.errors import ListCorrupt, ListMissing, RepositoryMissing, StoreHeld, TagfsError
 from tagfs.holder import open_store, take
 from tagfs.inventory import Inventory
-from tagfs.mountpoint import FSTYPE, holding
 from tagfs.names import RepositoryKey
 from tagfs.orphans import Orphan, SweepReport
 from tagfs.plan import Rules
@@ -38,9 +37,6 @@ def sweep_store(
         StoreRefused, StoreWaiting: it is no store, or not now.
         InventoryIncomplete: nothing was deleted.
     """
-    mounted = holding(path)
-    if mounted is not None and mounted.fstype == FSTYPE:
-        raise StoreRefused(f"{path} is in a mount; name its store")
     disk = disk or Disk()
     try:
         root = (open_store if is_dry else take)(disk, path)

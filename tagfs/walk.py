@@ -5,6 +5,7 @@ Does not know: what is done about what is found.
 Invariant: holds one directory's names and one list in memory at a time; what vanishes meanwhile is passed over.
 """
 
+import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 
@@ -145,6 +146,17 @@ def is_still(disk: Disk, directory: int, variant: Variant) -> bool:
     except FileNotFoundError:
         return False
     return Variant(variant.codec, variant.name, status).identity == variant.identity
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Have an error of the disk name `path`, where it names nothing or what only a directory's descriptor leads to."""
+    try:
+        yield
+    except OSError as error:
+        if not (isinstance(error.filename, str) and os.path.isabs(error.filename)):
+            error.filename = path
+        raise
 
 
 def sentence(error: Exception) -> str:

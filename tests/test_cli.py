@@ -544,6 +544,26 @@ def test_a_busy_mount_is_unmounted_lazily_only(store: Path, daemons: MakeDaemon)
     assert daemon.wait() == 0
 
 
+@pytest.mark.mount
+def test_what_a_mount_shows_is_no_store(store: Path, point: Path, tmp_path: Path, daemons: MakeDaemon) -> None:
+    daemon = daemons(store=store)
+    shown = daemon.point
+    for arguments in (
+        ["mount", shown, point],
+        ["mount", "--read-only", shown / "imagerepository", point],
+        ["check", shown],
+        ["check", "--repair", shown],
+        ["convert", shown, "--codec", "gzip"],
+        ["sweep", shown, "--inventory", f"manifests:{tmp_path}"],
+    ):
+        refused(tagfs(*arguments), 3, f"is in a mount; name its store: {store}$")
+    (tmp_path / "source" / "team").mkdir(parents=True)
+    (tmp_path / "source" / "team" / "app.txt").write_text("v1\n")
+    for path in (shown, shown / "new"):
+        refused(tagfs("import", path, tmp_path / "source"), 3, f"is in a mount; name its store: {store}$")
+    assert daemon.stop() == 0
+
+
 def test_main_returns_what_the_process_would(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert cli.main(["mount"]) == 2

@@ -1,6 +1,7 @@
 """Import: every layout and archive, what is refused and why, cut short at each call, killed in the middle."""
 
 import bz2
+import errno
 import gzip
 import io
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ import pytest
 from tagfs import sources
 from tagfs.check import Check
 from tagfs.codec import GZIP, ZSTD
+from tagfs.convert import Convert
 from tagfs.disk import Disk
 from tagfs.errors import CommitUncertain, SettingRefused, StoreHeld, StoreRefused, StoreWaiting
 from tagfs.holder import take
@@ -165,6 +168,14 @@ def test_what_came_before_an_archives_cut_is_there(tmp_path: Path, packed: str) 
     assert 0 < len(found) < 20
     assert set(found.values()) <= set(lists)
     assert imported(tmp_path / "store", "-", data).unchanged == len(found)
+
+
+@pytest.mark.parametrize("packed", ["tar.gz", "tar.zst"])
+def test_an_archive_that_is_cut_before_its_first_list_is_told_too(tmp_path: Path, packed: str) -> None:
+    data = PACKED[packed](archive(as_shown(tmp_path / "source")))
+    for size in (20, len(data) // 2, len(data) - 1):
+        with pytest.raises(SourceCut, match="cut short"):
+            imported(tmp_path / "store", "-", data[:size])
 
 
 def test_the_last_of_an_archives_lists_of_one_name_counts(tmp_path: Path) -> None:
@@ -342,6 +353,31 @@ def test_a_store_that_is_held_or_none_is_not_touched(tmp_path: Path) -> None:
             with pytest.raises(error):
                 imported(tmp_path / name, source, is_dry=is_dry)
     assert (tmp_path / "home" / "letter").read_text() == "dear"
+    with pytest.raises(StoreRefused, match="is no directory"):
+        imported(tmp_path / "home" / "letter", source)
+
+
+class _Locked(Disk):
+    """Its owner is somebody else in one directory."""
+
+    def open_below(self, directory: int, path: str) -> int:
+        raise OSError(errno.ENOSYS, "a kernel without openat2")
+
+    def open_dir(self, directory: int, name: str) -> int:
+        if name == KEY.name:
+            raise PermissionError(errno.EACCES, "Permission denied", name)
+        return super().open_dir(directory, name)
+
+
+def test_an_error_of_the_disk_names_the_whole_path(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    source = as_shown(tmp_path / "source")
+    imported(store, source)
+    with pytest.raises(PermissionError) as importing:
+        imported(store, source, disk=_Locked())
+    with pytest.raises(PermissionError) as converting, closing(Convert(str(store), "gzip", 0, LIMIT, _Locked())) as run:
+        list(run.run())
+    assert importing.value.filename == converting.value.filename == f"{store}/{KEY.directory}"
 
 
 def test_a_source_without_a_list_is_told(tmp_path: Path) -> None:
