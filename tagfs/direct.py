@@ -146,13 +146,11 @@ class Direct(RawChannel):
 
     def _soon(self) -> list[tuple[int, int]]:
         """The descriptors that are ready, or are at once; what may be asked for next is prepared meanwhile."""
+        ahead = self.tree.ahead if isinstance(self.tree, StatelessTree) else None
         while not (ready := self._poller.poll(0)):
-            if not self._work_ahead() and time.monotonic() > self._spins_until:
+            if not (ahead is not None and ahead.work()) and time.monotonic() > self._spins_until:
                 return self._poller.poll(LINGER)
         return ready
-
-    def _work_ahead(self) -> bool:
-        return isinstance(self.tree, StatelessTree) and self.tree.ahead.work()
 
     def _answer_one(self) -> bool:
         """Read a request and answer it; -> whether there may be more."""

@@ -7,8 +7,7 @@ Invariant: all bytes of a node are of one version; where that one is not to be h
 
 import errno
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -162,7 +161,7 @@ class StatelessTree(Tree):
 
     def children(
         self, id_: int, position: int, room: int, size_of: Callable[[bytes], int]
-    ) -> Iterator[tuple[int, bytes, Attributes]]:
+    ) -> list[tuple[int, bytes, Attributes]]:
         """(position of the next, name, child) of a directory from `position` on, as many as have room by the size of
         their names; 0 reads it anew.
 
@@ -170,19 +169,17 @@ class StatelessTree(Tree):
         list the same directory, and while it changes.
         """
         if position == _AFTER_LIST or size_of(LIST_NAME) > room:
-            return
+            return []
         found = self.ahead.take_found(id_)
         if found is not None:
-            yield _AFTER_LIST, LIST_NAME, self._given(found, id_)
-            return
+            return [(_AFTER_LIST, LIST_NAME, self._given(found, id_))]
         directory = self._directory(id_)
         path = directory.path
         if len(path) == 3:
-            with suppress(ListMissing):
-                found = self._look(directory)
-            if found is not None:
-                yield _AFTER_LIST, LIST_NAME, self._given(found, id_)
-            return
+            try:
+                return [(_AFTER_LIST, LIST_NAME, self._given(self._look(directory), id_))]
+            except ListMissing:
+                return []
         number, place = position >> _SHIFT, position & (1 << _SHIFT) - 1
         listing = self._listings.get(number)
         if place == 0 or listing is None or listing.directory != id_:
@@ -193,22 +190,24 @@ class StatelessTree(Tree):
             listing.readers -= 1
             if listing.readers <= 0:
                 del self._listings[number]  # read to its end; who seeks back has it listed anew
-            return
+            return []
         kept, entered = self._kept(path[1:]) if path else FOREVER, None
         if len(path) == 2:
             try:
                 entered = self._entrance.namespace(path[1])
             except RepositoryMissing:
-                return
+                return []
+        children: list[tuple[int, bytes, Attributes]] = []
         for index in range(place, len(names)):
             name = names[index]
             size = size_of(name)
             if size > room:
-                return
+                break
             child = self._listed_directory(path, name, kept, entered) if path else self.lookup(ROOT_ID, name)
             if child is not None:
                 room -= size
-                yield number << _SHIFT | index + 1, name, child
+                children.append((number << _SHIFT | index + 1, name, child))
+        return children
 
     def _listed_directory(
         self, above: tuple[str, ...], name: bytes, kept: float, entered: Entered | None

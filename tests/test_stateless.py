@@ -361,11 +361,10 @@ def test_a_repository_without_a_list_is_empty_and_a_missing_one_an_error(
 def test_what_goes_while_it_is_listed_is_left_out(tree: StatelessTree, store: DirectoryStore) -> None:
     others(tree, store, 3)
     id_ = directory(tree, BASE, "team")
-    children = tree.children(id_, 0, 1000, one_each)
-    _, first, _ = next(children)
+    ((position, first, _),) = tree.children(id_, 0, 1, one_each)
     store.remove(RepositoryKey("team", "other-1"))
     store.remove_repository(RepositoryKey("team", "other-1"))
-    rest = [name for _, name, _ in children]
+    rest = [name for _, name, _ in tree.children(id_, position, 1000, one_each)]
     assert [first, *rest] == [b"app", b"other-0", b"other-2"]
 
 
