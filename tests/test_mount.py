@@ -119,7 +119,7 @@ REFUSALS = [
     (_point_is_file, (), 5, r"point is no directory"),
     (_store_is_file, (), 3, r"store is no directory"),
     (_store_is_file, ("--read-only",), 3, r"store is no directory"),
-    (_foreign, (), 3, r"no tag store: .*\(letter\); name an empty directory, or insist with --wipe-foreign"),
+    (_foreign, (), 3, r"no tag store: .*\(letter\); name an empty directory, or have `tagfs mount --wipe-foreign`"),
     (_unknown_version, (), 3, r"no tag store: .*says '1'.*; open it with the program that wrote it"),
     (_fine, ("-o", "nosuchthing"), 2, r"-o nosuchthing: there is no such option; `tagfs help mount` names them"),
     (_fine, ("-o", "uid=me"), 2, r"-o uid: 'me' cannot be used; give a numeric id"),
