@@ -164,6 +164,8 @@ class _Mount:
             await self._session.told()
             nursery.cancel_scope.cancel()
         self._session.close()
+        if self._channel.tree is not None and self._channel.waiting is None:
+            self._channel.tree.store.close()
 
     def _monitored(self) -> "Monitoring | None":
         """What looks after the mount, where it is asked for."""

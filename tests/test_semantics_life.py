@@ -252,6 +252,14 @@ def test_s57_what_was_closed_is_committed_when_the_mount_ends(daemons: MakeDaemo
             assert again.list_path(f"app-{number}").read_text() == tags(number * 4 + 1), how
 
 
+def test_s57_a_store_at_rest_holds_its_lists_alone(daemons: MakeDaemon) -> None:
+    daemon = daemons()
+    path = daemon.make("app")
+    path.write_text("v1\n")
+    assert daemon.stop() == 0
+    assert sorted(os.listdir(daemon.store)) == [".storage-version", "imagerepository"]
+
+
 def test_s57_an_unmount_does_not_overtake_a_close(daemons: MakeDaemon, tmp_path: Path) -> None:
     """Nothing between the two system calls, several times, because it is a race."""
     libc = ctypes.CDLL(None, use_errno=True)
