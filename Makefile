@@ -66,7 +66,7 @@ dist: setup ## Build the wheel and the source archive into dist/
 bench: setup ## Measure tagfs beside its peers, which are built once; write docs/benchmarks.md: ten minutes
 	@"$(VENV)/bin/python" -m bench $(ARGS)
 
-bench-full: setup ## The same with every data set, more rounds and the longest curves: most of an hour
+bench-full: setup ## The same with every data set, more rounds and the longest curves: three quarters of an hour
 	@"$(VENV)/bin/python" -m bench --full $(ARGS)
 
 clean: ## Remove what the other targets made

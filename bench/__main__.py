@@ -25,16 +25,18 @@ from bench.results import Results
 DOCUMENT = PROJECT / "docs" / "benchmarks.md"
 
 _QUICK = (datasets.synthetic(1_000, 10), datasets.synthetic(1_000, 400))
-_PACES = {False: (7, 1.5), True: (9, 6.0)}
+_PACES = {False: (7, 1.5), True: (7, 3.0)}
 """By whether the run is a full one; see `Pace`.  Ten sides run five programs over each data set, warm and on a fresh
 mount, so each second more is a minute and a half for each data set."""
+
+_ROUNDS = 3
+"""Of what takes a process or a mount of its own each time."""
 
 _FULL = (datasets.synthetic(1_000, 10), datasets.synthetic(5_000, 400), datasets.synthetic(1_000, 5_000))
 
 
 def groups(is_full: bool) -> dict[str, Callable[[Path, Results], None]]:
     """Name -> what measures it, in the order of running."""
-    rounds = 5 if is_full else 3
     pace = _PACES[is_full]
     own_cpu: dict[str, float] = {}
 
@@ -47,11 +49,11 @@ def groups(is_full: bool) -> dict[str, Callable[[Path, Results], None]]:
     def store(work: Path, results: Results) -> None:
         for data in (datasets.real(), *(_FULL if is_full else _QUICK)):
             with _told(data.name):
-                own_cpu[data.name] = storage.measure(data, _below(work), (rounds, pace[1]), results)
+                own_cpu[data.name] = storage.measure(data, _below(work), (_ROUNDS, pace[1]), results)
 
     def write(work: Path, results: Results) -> None:
         for data in _FULL[1:] if is_full else _QUICK[1:]:
-            writes.through_mount(data, _below(work), rounds, own_cpu.get(data.name), results)
+            writes.through_mount(data, _below(work), _ROUNDS, own_cpu.get(data.name), results)
         writes.durable(datasets.synthetic(300, 400), work, 10 if is_full else 5, results)
         writes.curves(work, 3 if is_full else 1, results)
 
@@ -69,7 +71,7 @@ def groups(is_full: bool) -> dict[str, Callable[[Path, Results], None]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="all data sets, more rounds: most of an hour")
+    parser.add_argument("--full", action="store_true", help="all data sets, more rounds: three quarters of an hour")
     parser.add_argument("--record", action="store_true", help="write the ratios to bench/record.json")
     parser.add_argument(
         "--only", nargs="+", choices=sorted(groups(False)), help="these groups alone; no page is written"

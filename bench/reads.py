@@ -4,6 +4,8 @@ Owns: the programs, the sides, the check of their bytes, the samples.
 Does not know: how a place is mounted, what a sample is worth.
 """
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +20,10 @@ from bench.results import Results
 
 _SHORT = 0.5
 """Seconds: what takes longer is warmed up once, not twice."""
+
+_STAYS = 15.0
+"""Seconds that what a program has read is taken to stay in memory: some machines take back what nobody uses for a
+minute (DAMON, `mm/damon` of the kernel), and with large lists a side's turn comes that late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +132,9 @@ def _fresh(sides: list[Place], programs: list[Program], output: Path, pace: Pace
     found: Samples = {}
     for program in programs:
         mounted = {
-            side.name: partial(_sample_once, side, program, output, counter) for side in sides if side.name != EXT4
+            side.name: _kept_warm(partial(_sample_once, side, program, output, counter))
+            for side in sides
+            if side.name != EXT4
         }
         for name, samples in alternated(mounted, *pace).items():
             found[name, program.name] = samples
@@ -144,13 +152,28 @@ def _warm(sides: list[Place], programs: list[Program], output: Path, pace: Pace,
             for side in sides:
                 if run(program.argv, side.lists, output, program.codes).wall < _SHORT:
                     run(program.argv, side.lists, output, program.codes)
-            samples = alternated({side.name: partial(_sample, side, program, output, counter) for side in sides}, *pace)
-            for name, runs in samples.items():
+            running = {side.name: _kept_warm(partial(_sample, side, program, output, counter)) for side in sides}
+            for name, runs in alternated(running, *pace).items():
                 found[name, program.name] = runs
     finally:
         for side in started:
             side.stop()
     return found
+
+
+def _kept_warm(sample: Callable[[], Sample]) -> Callable[[], Sample]:
+    """`sample`, after one that does not count where the last was too long ago."""
+    last = -math.inf
+
+    def sampled() -> Sample:
+        nonlocal last
+        if time.monotonic() - last > _STAYS:
+            sample()
+        found = sample()
+        last = time.monotonic()
+        return found
+
+    return sampled
 
 
 def _sample_once(side: Place, program: Program, output: Path, counter: RequestCounter) -> Sample:
