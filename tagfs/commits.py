@@ -14,7 +14,7 @@ from typing import Any
 
 import trio
 
-from tagfs.durability import Call, Work
+from tagfs.durability import Call, Unsynced, Work, finished
 from tagfs.errors import CommitUncertain, TagfsError
 from tagfs.handles import HEAVY, Step
 from tagfs.lanes import Lanes
@@ -175,6 +175,10 @@ class Commits:
                 if not pending.is_awaited:
                     _tell(key, failure)
             else:
+                if self._depth == 1 and isinstance(blocking, Unsynced):
+                    # Nothing to share a sync with: a thread does all that is left, and is waited for once.
+                    pending.work = _called(partial(finished, pending.work, blocking))
+                    blocking = next(pending.work)
                 self._lanes.add(blocking, partial(self._go_on, key, line))
                 return
             error = None
@@ -196,12 +200,12 @@ def _begun(step: Step) -> Work[Any]:
     """A step as work: all of it in a thread where it does not say where it blocks, or would hold up the loop."""
     if step.work is not None and step.size < HEAVY:
         return step.work()
-    return _called(step)
+    return _called(step.run)
 
 
-def _called(step: Step) -> Work[Any]:
+def _called(run: Callable[[], Any]) -> Work[Any]:
     results: list[Any] = []
-    yield Call(lambda: results.append(step.run()))
+    yield Call(lambda: results.append(run()))
     return results[0]
 
 

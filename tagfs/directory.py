@@ -44,7 +44,9 @@ class DirectoryStore(Directories):
 
     # -- reading
 
-    def examine(self, key: RepositoryKey) -> Version:
+    def examine(self, key: RepositoryKey, known: Version | None = None) -> Version:
+        if known is not None and self._is_current(key, known):
+            return known
         snapshot = self.open(key)
         snapshot.close()
         return snapshot.version
@@ -67,6 +69,18 @@ class DirectoryStore(Directories):
                 self.disk.close(directory)
         self._require_current()
         raise ListMissing(f"{key} has no list")
+
+    def _is_current(self, key: RepositoryKey, known: Version) -> bool:
+        """Whether the current variant of a list is the one that `known` was found in."""
+        with suppress(OSError):
+            directory = self.disk.open_below(self._require_open(), key.directory)
+            try:
+                found = variants.find(self.disk, directory, self.codecs)
+            finally:
+                self.disk.close(directory)
+            if found and found[0].codec is known.codec:
+                return variants.identity_of(found[0].status) == known.identity
+        return False
 
     def adopt(self, key: RepositoryKey, version: Version, descriptor: int, was_read: bool) -> Snapshot:
         path = f"{key.directory}/{LIST}{version.codec.suffix}"
@@ -119,6 +133,9 @@ class DirectoryStore(Directories):
 
     def replace(self, key: RepositoryKey, plain: bytes, mtime_ns: int | None = None) -> Version:
         return self.publish(self._staged(key, plain), mtime_ns)  # which looks whether the store is current
+
+    def replacement(self, key: RepositoryKey, plain: bytes, mtime_ns: int | None = None) -> Work[Version]:
+        return self.publication(self._staged(key, plain), mtime_ns)  # as `replace`
 
     def stage(self, key: RepositoryKey, plain: bytes) -> Stage:
         self._require_current()

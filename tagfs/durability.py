@@ -110,6 +110,15 @@ def done(work: Work[_T]) -> _T:
     """Do all of a work here and now; -> its result."""
     try:
         blocking = next(work)
+    except StopIteration as end:
+        result: _T = end.value
+        return result
+    return finished(work, blocking)
+
+
+def finished(work: Work[_T], blocking: Blocking) -> _T:
+    """Do here and now what is left of a work, from `blocking` on, which it has yielded; -> its result."""
+    try:
         while True:
             try:
                 blocking.do()

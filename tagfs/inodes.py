@@ -170,6 +170,11 @@ class Inodes(NodeTable):
             node = self._current[key] = self._add(ListNode(next(self._ids), key, version))
         return node
 
+    def current(self, key: RepositoryKey) -> Version | None:
+        """The version of the node that a lookup of a list was answered with last, as long as the kernel knows it."""
+        node = self._current.get(key)
+        return None if node is None else node.version
+
     def draft(self, key: RepositoryKey) -> ListNode:
         """The node of a list that is not committed yet, known to its creator alone."""
         return self._add(ListNode(next(self._ids), key, None))

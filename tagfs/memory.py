@@ -90,7 +90,7 @@ class MemoryStore(Store):
             raise DirectoryNotEmpty(f"{key} has a list")
         del self._namespaces[key.namespace][key.name]
 
-    def examine(self, key: RepositoryKey) -> Version:
+    def examine(self, key: RepositoryKey, known: Version | None = None) -> Version:
         return self._current(key).version
 
     def open(self, key: RepositoryKey, ahead: int = 0) -> Snapshot:

@@ -193,11 +193,10 @@ class Publishing(Writing):
                 if mtime_ns is not None:
                     self.store.set_mtime(key, mtime_ns)
                 return self.store.examine(key), False
-            ready = stage
-            if ready is None or staged.appends:
-                self._discard(ready)
-                ready = self.store.stage(key, whole)
-            return (yield from self.store.publication(ready, mtime_ns)), True
+            if stage is not None and not staged.appends:
+                return (yield from self.store.publication(stage, mtime_ns)), True
+            self._discard(stage)
+            return (yield from self.store.replacement(key, whole, mtime_ns)), True
 
         def settle(result: tuple[Version, bool] | None) -> None:
             if result is None:

@@ -28,7 +28,7 @@ from tagfs.inodes import ListNode, ScratchNode
 from tagfs.names import BASE, LIST, RepositoryKey
 from tagfs.publishing import Publishing
 from tagfs.store import Store, Version
-from tagfs.tree import LIST_NAME, Attributes, Invalidation, check_path
+from tagfs.tree import LIST_NAME, Attributes, Invalidation, check_path, key_at
 from tagfs.writer import Staged
 from tagfs.writing import SCRATCH_COST, shown
 
@@ -135,7 +135,7 @@ class WritableTree(Publishing):
             raise NameRefused("only plain renames and RENAME_NOREPLACE are known")
         if parent != new_parent or len(path) != 3:
             raise OtherDirectory("a rename stays in the directory of its repository")
-        key = RepositoryKey(path[1], path[2])
+        key = key_at(path)
         self._require_name(key, new_name)
         if flags & RENAME_NOREPLACE and self._is_there(key, new_name):
             raise AlreadyExists(f"{new_name!r} is in {key.directory}")
@@ -213,7 +213,7 @@ class WritableTree(Publishing):
         path = self._directory(parent).path
         if len(path) != 3:
             raise NotPermitted("the version sentinel stays")
-        key = RepositoryKey(path[1], path[2])
+        key = key_at(path)
         if name != LIST_NAME:
             if name not in self._scratch.get(key, {}):
                 raise ListMissing(f"{key} has no {name!r}")

@@ -134,8 +134,9 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def examine(self, key: RepositoryKey) -> Version:
-        """The current version of a list; ListMissing where there is none."""
+    def examine(self, key: RepositoryKey, known: Version | None = None) -> Version:
+        """The current version of a list, which is not opened where it is the one that is `known`; ListMissing where
+        there is none."""
 
     @abstractmethod
     def open(self, key: RepositoryKey, ahead: int = 0) -> Snapshot:
@@ -184,6 +185,10 @@ class Store(ABC):
         versions: list[Version] = []
         yield Call(lambda: versions.append(self.publish(stage, mtime_ns)))
         return versions[0]
+
+    def replacement(self, key: RepositoryKey, plain: bytes, mtime_ns: int | None = None) -> Work[Version]:
+        """`replace`, as work that says where it blocks."""
+        return self.publication(self.stage(key, plain), mtime_ns)
 
     def confirmation(self, key: RepositoryKey, plain: bytes) -> Work[bool]:
         """`is_stored_as`, as work that says where it blocks."""

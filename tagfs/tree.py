@@ -154,7 +154,7 @@ class Tree:
         except VersionGone:
             return None
         if isinstance(node, DirectoryNode):
-            return _key(node.path)
+            return key_at(node.path) if len(node.path) == 3 else None
         return getattr(node, "key", None)
 
     def _pipe(self, id_: int) -> Attributes:
@@ -171,7 +171,7 @@ class Tree:
     def _child(self, parent: DirectoryNode, name: bytes, pid: int) -> Node:
         path = parent.path
         if len(path) == 3:
-            return self._file(RepositoryKey(path[1], path[2]), name, pid)
+            return self._file(key_at(path), name, pid)
         text = name.decode("utf-8", "surrogateescape")
         if not path and text == VERSION_SENTINEL:
             return self.inodes.sentinel()
@@ -388,8 +388,8 @@ class Tree:
     def _replaced(self, directory: DirectoryNode) -> list[Invalidation]:
         """Take note that a directory may be another one, with another list."""
         invalid = [Invalidation(directory.id)]
-        key = _key(directory.path)
-        if key is not None:
+        if len(directory.path) == 3:
+            key = key_at(directory.path)
             self.inodes.supersede(key)
             invalid.append(Invalidation(directory.id, LIST_NAME))
         above = self.inodes.known_directory(directory.path[:-1]) if directory.path else None
@@ -420,6 +420,7 @@ def check_path(path: tuple[str, ...]) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _key(path: tuple[str, ...]) -> RepositoryKey | None:
+def key_at(path: tuple[str, ...]) -> RepositoryKey:
     """The key whose directory this is; remembered, because requests name the same few again and again."""
-    return RepositoryKey(path[1], path[2]) if len(path) == 3 else None
+    _, namespace, name = path
+    return RepositoryKey(namespace, name)

@@ -69,9 +69,13 @@ def find_hidden(disk: Disk, directory: int, codecs: tuple[Codec, ...]) -> list[V
 def version_of(codec: Codec, size: int, status: FileStatus, fault: str | None = None) -> Version:
     """The version that a variant of `size` plain bytes holds."""
     stored_size, mtime_ns, ctime_ns = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return Version(codec, size, stored_size, status.st_blocks, mtime_ns, ctime_ns, identity_of(status), fault)
+
+
+def identity_of(status: FileStatus) -> tuple[int, ...]:
+    """What tells the version in a file from every other."""
     # The ctime, because a freed inode is used again, and a requested mtime may be that of an older version.
-    identity = status.st_dev, status.st_ino, mtime_ns, ctime_ns, stored_size
-    return Version(codec, size, stored_size, status.st_blocks, mtime_ns, ctime_ns, identity, fault)
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 class PinnedFile(Snapshot):

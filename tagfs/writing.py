@@ -27,7 +27,7 @@ from tagfs.inodes import DirectoryNode, Inodes, ListNode, Node, ScratchNode
 from tagfs.names import BASE, RepositoryKey
 from tagfs.store import Snapshot, Store
 from tagfs.traces import Traces
-from tagfs.tree import LIST_NAME, Attributes, Tree, View
+from tagfs.tree import LIST_NAME, Attributes, Tree, View, key_at
 from tagfs.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Writing(Tree):
     def _current(self, key: RepositoryKey) -> ListNode:
         """The node of the current version; a list that an earlier daemon left hidden is put back; ListMissing."""
         try:
-            return self.inodes.version(key, self.store.examine(key))
+            return self.inodes.version(key, self.store.examine(key, self.inodes.current(key)))
         except ListMissing:
             if self._is_hidden(key) or not self.store.recover(key):
                 raise
@@ -194,7 +194,7 @@ class Writing(Tree):
         path = self._directory(parent).path
         if len(path) != 3:
             raise NotPermitted(f"files are in {BASE}/<namespace>/<repository> and nowhere else")
-        key = RepositoryKey(path[1], path[2])
+        key = key_at(path)
         self._mtime_ns(path)
         self._require_name(key, name)
         try:
@@ -227,7 +227,8 @@ class Writing(Tree):
         """Let nobody change some lines of a version that only its readers still have, and so lose the current one."""
         try:
             # Not of the snapshot that they have: setting its time makes a version of the same bytes.
-            is_current = node.version is not None and self.store.examine(node.key).identity == node.version.identity
+            known = node.version
+            is_current = known is not None and self.store.examine(node.key, known).identity == known.identity
         except (TagfsError, OSError):
             self._unpin(node)
             raise

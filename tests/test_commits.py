@@ -10,6 +10,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tagfs.commits import MOST_BYTES, MOST_WAITING, Commits
+from tagfs.disk import Disk
+from tagfs.durability import Together, Unsynced, Work
 from tagfs.errors import CommitUncertain, ListCorrupt
 from tagfs.handles import Step
 from tagfs.lanes import THREADS
@@ -251,3 +253,61 @@ async def test_who_waits_may_be_cancelled_and_the_step_goes_on(nursery: trio.Nur
     recorded.gates["slow"].set()
     await commits.drain()
     assert recorded.told == ["run slow", "settle slow"]
+
+
+class Unsyncing(Disk):
+    """A disk whose syncs say in which thread they are called, and fail where that is asked for."""
+
+    def __init__(self, error: OSError | None = None) -> None:
+        self.threads: list[str] = []
+        self._error = error
+
+    def kind(self, directory: int) -> int:
+        return 0
+
+    def sync(self, file: int) -> None:
+        self.threads.append(threading.current_thread().name)
+        if self._error is not None:
+            raise self._error
+
+
+def syncing_twice(key: RepositoryKey, disk: Disk, told: list[object]) -> Step:
+    """A step that syncs, goes on and syncs again, and says in which threads it went on."""
+
+    def work() -> Work[str]:
+        together = Together(disk, 3)
+        for file in range(2):
+            told.append(threading.current_thread().name)
+            yield Unsynced(together, disk, (file,))
+        return "done"
+
+    return Step(key, lambda: None, told.append, told.append, work=work)
+
+
+async def test_what_nothing_is_beside_is_done_to_its_end_in_one_thread(nursery: trio.Nursery) -> None:
+    commits, disk, told = Commits(nursery), Unsyncing(), list[object]()
+    await commits.run(syncing_twice(ONE, disk, told))
+    here = threading.current_thread().name
+    assert told == [here, disk.threads[0], "done"]
+    assert disk.threads[0] == disk.threads[1] != here
+
+
+async def test_what_others_are_beside_goes_on_where_they_can_share_a_sync(nursery: trio.Nursery) -> None:
+    commits, recorded, disk, told = Commits(nursery), Recorded(), Unsyncing(), list[object]()
+    commits.submit(recorded.step("beside", TWO, is_open=False))
+    await commits.run(syncing_twice(ONE, disk, told))
+    recorded.gates["beside"].set()
+    here = threading.current_thread().name
+    assert told == [here, here, "done"]
+    assert here not in disk.threads
+
+
+async def test_what_fails_in_that_thread_fails_its_step(nursery: trio.Nursery) -> None:
+    error = OSError(5, "broken")
+    commits, disk, told = Commits(nursery), Unsyncing(error), list[object]()
+    with pytest.raises(OSError, match="broken"):
+        await commits.run(syncing_twice(ONE, disk, told))
+    assert told[1:] == [error]
+    assert len(disk.threads) == 1
+    await commits.run(syncing_twice(ONE, Unsyncing(), told))
+    assert told[-1] == "done"

@@ -328,9 +328,9 @@ async def test_a_read_only_mount_lets_the_kernel_stop_asking(reading: Asked) -> 
 class Coming(Gated):
     """A list comes into being right after it was looked for."""
 
-    def examine(self, key: RepositoryKey) -> Version:
+    def examine(self, key: RepositoryKey, known: Version | None = None) -> Version:
         try:
-            return super().examine(key)
+            return super().examine(key, known)
         except errors.ListMissing:
             self.replace(key, b"v1\n")
             raise

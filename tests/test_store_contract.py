@@ -120,7 +120,7 @@ every_list = pytest.mark.parametrize("plain", [b"", SMALL, LARGE], ids=["empty",
 def test_what_is_written_is_read(store: Store, plain: bytes) -> None:
     version = store.replace(KEY, plain)
     assert store.read(KEY) == plain
-    assert version == store.examine(KEY)
+    assert version == store.examine(KEY) == store.examine(KEY, version)
     assert version.size == len(plain)
     assert version.stored_size <= max(version.size, 64)
     assert version.fault is None
@@ -135,7 +135,7 @@ def test_a_list_is_replaced(store: Store, first: bytes, second: bytes, mtime_ns:
     new = store.replace(KEY, second, mtime_ns)
     assert store.read(KEY) == second
     assert new.identity != old.identity
-    assert new == store.examine(KEY)
+    assert new == store.examine(KEY) == store.examine(KEY, old)
     assert contents(store) == {str(KEY): second, str(NEIGHBOUR): SMALL}
 
 

@@ -19,7 +19,7 @@ from tagfs.errors import (
 from tagfs.inodes import ROOT_ID
 from tagfs.memory import MemoryStore
 from tagfs.names import BASE, RepositoryKey
-from tagfs.store import Store
+from tagfs.store import Store, Version
 from tagfs.tree import FOREVER, UNWATCHED, Attributes, Invalidation, Tree, View, check_path
 from tests.support.beneath import LIST_LIMIT, directory_store, list_file, no_descriptor_left, put
 from tests.support.driver import KEY, TAGS, Driver
@@ -347,9 +347,9 @@ class Ordered(MemoryStore):
         super().__init__()
         self.order: list[object] = []
 
-    def examine(self, key: RepositoryKey):
+    def examine(self, key: RepositoryKey, known: Version | None = None):
         self.order.append("look")
-        return super().examine(key)
+        return super().examine(key, known)
 
     def namespaces(self) -> list[str]:
         self.order.append("look")
