@@ -18,9 +18,6 @@ from bench.places import PeerMissing, Place
 from bench.readings import BOTH, EXT4, FLOOR, FUSE_ZSTD, GREP, OURS, SLOW, SQUASHFUSE, Sample, Samples
 from bench.results import Results
 
-_SHORT = 0.5
-"""Seconds: what takes longer is warmed up once, not twice."""
-
 _STAYS = 15.0
 """Seconds that what a program has read is taken to stay in memory: some machines take back what nobody uses for a
 minute (DAMON, `mm/damon` of the kernel), and with large lists a side's turn comes that late."""
@@ -150,8 +147,7 @@ def _warm(sides: list[Place], programs: list[Program], output: Path, pace: Pace,
             started.append(side)
         for program in programs:
             for side in sides:
-                if run(program.argv, side.lists, output, program.codes).wall < _SHORT:
-                    run(program.argv, side.lists, output, program.codes)
+                run(program.argv, side.lists, output, program.codes)
             running = {side.name: _kept_warm(partial(_sample, side, program, output, counter)) for side in sides}
             for name, runs in alternated(running, *pace).items():
                 found[name, program.name] = runs

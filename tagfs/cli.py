@@ -356,11 +356,11 @@ def _watch(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int
 def _doctor(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     _configure_plain(arguments, environment)
     from tagfs import doctor, report
-    from tagfs.mountpoint import FSTYPE, holding
+    from tagfs.mountpoint import showing
     from tagfs.remarks import Level, count
 
     store, point = (path and os.path.abspath(path) for path in (arguments.store, arguments.mountpoint))
-    if store is not None and point is None and (there := holding(store)) is not None and there.fstype == FSTYPE:
+    if store is not None and point is None and (there := showing(store)) is not None:
         store, point = None, there.point
     settings = resolve(store or "", point or "", _given(arguments), (), environment)
     remarks = list(doctor.examine(store, point))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tagfs.disk import Disk
 from tagfs.errors import StoreHeld, StoreRefused
-from tagfs.mountpoint import FSTYPE, holding
+from tagfs.mountpoint import showing
 
 _UNSEEN = "a process that cannot be seen from here (in another container?)"
 _COMMAND_LIMIT = 200
@@ -19,8 +19,8 @@ _COMMAND_LIMIT = 200
 
 def require_no_mount(path: str) -> None:
     """StoreRefused where `path` is in a mount of tagfs: what that shows is no store, and tells of no change beneath."""
-    inside = holding(path)
-    if inside is not None and inside.fstype == FSTYPE:
+    inside = showing(path)
+    if inside is not None:
         raise StoreRefused(f"{path} is in a mount; name its store: {inside.source}")
 
 

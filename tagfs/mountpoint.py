@@ -77,6 +77,12 @@ def holding(path: str) -> Mounted | None:
     return max(within, key=lambda one: len(one.point), default=None)
 
 
+def showing(path: str) -> Mounted | None:
+    """The mount of tagfs that `path` is in; None where it is in none, or in another file system's."""
+    mounted = holding(path)
+    return mounted if mounted is not None and mounted.fstype == FSTYPE else None
+
+
 @contextmanager
 def watched_table() -> Iterator[select.epoll]:
     """What becomes readable when something is mounted or unmounted (proc(5)); `poll(0)` takes note of it."""

@@ -17,7 +17,7 @@ from tagfs.compact import CompactInodes
 from tagfs.entrance import Entrance
 from tagfs.errors import ListMissing, NotPermitted, RepositoryMissing, VersionGone
 from tagfs.inodes import ROOT_ID, DirectoryNode, ListNode, SentinelNode
-from tagfs.names import LIST, RepositoryKey, is_repository
+from tagfs.names import LIST, RepositoryKey
 from tagfs.pins import Parts, Pins
 from tagfs.store import Entered, Snapshot, Steps, Store
 from tagfs.tree import (
@@ -102,8 +102,7 @@ class StatelessTree(Tree):
     def _named_repository(self, above: tuple[str, ...], name: bytes) -> Attributes:
         """A repository that is looked up by its name; RepositoryMissing."""
         path = (*above, name.decode("utf-8", "surrogateescape"))
-        if not is_repository(path[2]):
-            raise RepositoryMissing(f"{'/'.join(path)} cannot be in a store")
+        self._require_shown(path)
         kept = self._kept(above[1:])
         attributes = self._within(self._entrance.namespace(above[1]), path, kept)
         self.ahead.named(DirectoryNode(attributes.id, path))

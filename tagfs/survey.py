@@ -19,7 +19,7 @@ from tagfs.codec import GZIP, ZSTD, Undecodable
 from tagfs.disk import Disk
 from tagfs.errors import ListTooLarge, MountRefused, StoreRefused, StoreWaiting
 from tagfs.holder import open_store
-from tagfs.mountpoint import FSTYPE, Mounted, holding
+from tagfs.mountpoint import Mounted, showing
 from tagfs.names import BASE, LIST, RepositoryKey
 from tagfs.policy import codecs_of
 from tagfs.variants import Variant
@@ -108,8 +108,8 @@ class Surveyor(ABC):
 
 def surveyor(path: str, limit: int, settling_seconds: float = SETTLING_SECONDS, disk: Disk | None = None) -> Surveyor:
     """The surveyor for a store, or for the mount that `path` is or is in."""
-    mounted = holding(path)
-    if mounted is not None and mounted.fstype == FSTYPE:
+    mounted = showing(path)
+    if mounted is not None:
         return MountSurveyor(mounted)
     return StoreSurveyor(path, limit, settling_seconds, disk or Disk())
 

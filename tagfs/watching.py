@@ -19,7 +19,7 @@ from tagfs.errors import MountRefused, StoreRefused, StoreWaiting
 from tagfs.events import Lines
 from tagfs.following import Following, Told
 from tagfs.holder import open_store
-from tagfs.mountpoint import FSTYPE, Mounted, holding, mounted_at
+from tagfs.mountpoint import FSTYPE, Mounted, mounted_at, showing
 from tagfs.past import Past
 from tagfs.pipes import NAME
 from tagfs.policy import Policy
@@ -78,8 +78,8 @@ def watch(path: str, output: Output, limit: int) -> None:
         StoreRefused: it is neither.
         MountRefused: the mount tells nothing.
     """
-    mounted = holding(path)
-    if mounted is not None and mounted.fstype == FSTYPE:
+    mounted = showing(path)
+    if mounted is not None:
         _watch_mount(mounted, output)
         return
     try:

@@ -6,19 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tagfs import sentinel
-from tagfs.changes import Changes
 from tagfs.directory import DirectoryStore
-from tagfs.disk import Disk
 from tagfs.errors import ListCorrupt
 from tagfs.inodes import ROOT_ID, DirectoryNode
 from tagfs.names import BASE, RepositoryKey
-from tagfs.policy import Policy
-from tagfs.stateless import AHEAD, DECODED_AHEAD, StatelessTree
+from tagfs.stateless import AHEAD, DECODED_AHEAD
 from tagfs.store import Snapshot, Steps
-from tagfs.tree import Attributes, View
-from tests.support.beneath import directory_store, no_descriptor_left, put
+from tagfs.tree import Attributes
+from tests.support.beneath import no_descriptor_left, put
 from tests.support.places import fast_directory, open_descriptors
+from tests.support.watched import Watched
 
 KEYS = [RepositoryKey("team", f"app-{number}") for number in range(6)]
 
@@ -41,21 +38,13 @@ class Counted(DirectoryStore):
         return (yield from super().opening(key, ahead))
 
 
-class Walked:
+class Walked(Watched[Counted]):
     """A tree that is walked as programs do: a listing, its end, and a read where it is asked for."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        made = directory_store(path)
-        for number, key in enumerate(KEYS):
-            made.replace(key, plain_of(number))
-        made.close()
-        disk = Disk()
-        self.store = Counted(disk, disk.open_root(str(path)), sentinel.ZSTD_FORMAT, Policy())
+        super().__init__(path, Counted, [(key, plain_of(number)) for number, key in enumerate(KEYS)])
         self.store.opened_lists = []
-        self.changes = Changes(self.store.opened, self.store.root)
-        self.tree = StatelessTree(self.store, View(None), 100)
-        self.tree.watch(self.changes.cover, self.changes.has_news)
         self.namespace = self._listed(self._listed(ROOT_ID)[BASE.encode()].id)[b"team"].id
         self.names = self._listed(self.namespace)
 
@@ -78,11 +67,6 @@ class Walked:
 
     def read(self, id_: int) -> bytes:
         return bytes(self.tree.read_node(id_, 0, 1 << 20))
-
-    def close(self) -> None:
-        self.tree.close()
-        self.changes.close()
-        self.store.close()
 
 
 @pytest.fixture

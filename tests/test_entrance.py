@@ -5,19 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tagfs import sentinel
-from tagfs.changes import Changes
 from tagfs.directory import DirectoryStore
-from tagfs.disk import Disk
 from tagfs.errors import RepositoryMissing
 from tagfs.inodes import ROOT_ID
 from tagfs.names import BASE, RepositoryKey
-from tagfs.policy import Policy
-from tagfs.stateless import StatelessTree
 from tagfs.store import Entered
-from tagfs.tree import View
-from tests.support.beneath import directory_store, no_descriptor_left
+from tests.support.beneath import no_descriptor_left
 from tests.support.places import fast_directory, open_descriptors
+from tests.support.watched import Watched
 
 NAMES = ["app-0", "app-1", "app-2"]
 
@@ -32,28 +27,20 @@ class Counted(DirectoryStore):
         return super().enter(namespace)
 
 
-class Asked:
+class Asked(Watched[Counted]):
     """A tree that is asked for repositories by their names."""
 
     def __init__(self, path: Path, is_base_watched: bool = True) -> None:
         self.base = path / BASE
-        made = directory_store(path)
-        for namespace in ("team", "crew"):
-            for name in NAMES:
-                made.replace(RepositoryKey(namespace, name), b"v1\n")
-        made.close()
-        disk = Disk()
-        self.store = Counted(disk, disk.open_root(str(path)), sentinel.ZSTD_FORMAT, Policy())
-        self.store.entered = []
-        self.changes = Changes(self.store.opened, self.store.root)
-        self.tree = StatelessTree(self.store, View(None), 100)
         self.is_base_watched = is_base_watched
-        self.tree.watch(self.cover, self.changes.has_news)
+        keys = [RepositoryKey(namespace, name) for namespace in ("team", "crew") for name in NAMES]
+        super().__init__(path, Counted, [(key, b"v1\n") for key in keys])
+        self.store.entered = []
         base = self.tree.lookup(ROOT_ID, BASE.encode()).id
         self.nodes = {name: self.tree.lookup(base, name.encode()).id for name in ("team", "crew")}
 
     def cover(self, path: tuple[str, ...], above: int | None = None) -> bool:
-        return (self.is_base_watched or path != ()) and self.changes.cover(path, above)
+        return (self.is_base_watched or path != ()) and super().cover(path, above)
 
     def mtime_ns(self, name: str, namespace: str = "team") -> int:
         return self.tree.lookup(self.nodes[namespace], name.encode()).mtime_ns
@@ -67,11 +54,6 @@ class Asked:
         """Another directory takes the name of the namespace; it has one repository."""
         (self.base / "team").rename(self.base / "gone")
         (self.base / "team" / "new").mkdir(parents=True)
-
-    def close(self) -> None:
-        self.tree.close()
-        self.changes.close()
-        self.store.close()
 
 
 @pytest.fixture
