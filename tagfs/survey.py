@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from tagfs import sentinel, taglist, variants
 from tagfs.codec import GZIP, ZSTD, Undecodable
 from tagfs.disk import Disk
-from tagfs.errors import ListTooLarge, MountRefused, StoreRefused, StoreWaiting
+from tagfs.errors import ListTooLarge, MountRefused, StoreWaiting
 from tagfs.holder import open_store
 from tagfs.mountpoint import Mounted, showing
 from tagfs.names import BASE, LIST, RepositoryKey
@@ -115,13 +115,21 @@ def surveyor(path: str, limit: int, settling_seconds: float = SETTLING_SECONDS, 
 
 
 class StoreSurveyor(Surveyor):
+    """Raises StoreRefused, StoreWaiting where there is no store to count: nothing was found wrong with one."""
+
     def __init__(self, path: str, limit: int, settling_seconds: float, disk: Disk) -> None:
         self._disk = disk
         self._limit = limit
         self._settling_seconds = settling_seconds
         self._root = open_store(disk, path)
-        self.survey = Survey(path, "store", stored_bytes=0)
-        self._codecs = codecs_of(sentinel.ZSTD_FORMAT)
+        try:
+            format_ = sentinel.require_ready(disk, self._root, path)
+        except BaseException:
+            disk.close(self._root)
+            raise
+        codec = GZIP if format_ == sentinel.FLUX_FORMAT else ZSTD
+        self.survey = Survey(path, "store", format=format_, codec=codec.name, stored_bytes=0)
+        self._codecs = codecs_of(format_)
         # INVARIANT: key -> its variants when it had more than one.
         self._unsettled: dict[RepositoryKey, list[Variant]] = {}
 
@@ -129,14 +137,6 @@ class StoreSurveyor(Surveyor):
         return sum(1 for _ in walk(self._disk, self._root, Visitor()))
 
     def run(self) -> Iterator[None]:
-        try:
-            format_ = sentinel.require_ready(self._disk, self._root, self.survey.path)
-        except (StoreRefused, StoreWaiting) as error:
-            self.survey.add_problem(self.survey.path, str(error))
-            return
-        self._codecs = codecs_of(format_)
-        self.survey.format = format_
-        self.survey.codec = (GZIP if format_ == sentinel.FLUX_FORMAT else ZSTD).name
         faults = _Faults(self.survey)
         began = time.monotonic()
         with closing(walk(self._disk, self._root, faults)) as keys:

@@ -209,6 +209,8 @@ def test_what_is_no_store_is_refused(tmp_path: Path, point: Path) -> None:
     (foreign / "thesis.tex").touch()
     refused(tagfs("mount", foreign, point), 3, "thesis.tex.*--wipe-foreign")
     refused(tagfs("convert", foreign, "--codec", "zstd"), 3, "thesis.tex")
+    refused(tagfs("status", foreign), 3, "thesis.tex")
+    refused(tagfs("status", "/proc"), 3, "is no tag store")
     for command in ("status", "check"):
         refused(tagfs(command, tmp_path / "missing"), 3, "does not exist: make it first")
         refused(tagfs(command, foreign / "thesis.tex"), 3, "is no directory")
@@ -235,6 +237,7 @@ def test_a_store_that_is_not_ready_in_time_is_refused(tmp_path: Path, point: Pat
     refused(tagfs("mount", "--read-only", "--wait", "0", tmp_path / "none", point, "--log-level=error"), 7, "not there")
     (tmp_path / "empty").mkdir()
     refused(tagfs("convert", tmp_path / "empty", "--codec", "gzip"), 7, "not ready: empty")
+    refused(tagfs("status", tmp_path / "empty"), 7, "not ready: empty")
 
 
 def test_an_output_that_cannot_be_written_is_an_error(store: Path) -> None:
