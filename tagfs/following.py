@@ -27,6 +27,8 @@ AT_ONCE = 64
 LOOK_AGAIN = 5.0
 """Seconds between two looks at what cannot be watched."""
 
+_MOVED = "the store's directory was moved, removed or unmounted"
+
 Told = list[tuple[RepositoryKey, Difference]]
 
 
@@ -49,6 +51,7 @@ class Following:
         namespaces: the only ones that are followed, or None for all.
         quiet: returns when a mount's commits of a list have settled.
         forget: returns when the kernel has forgotten what it kept of these lists: who is told reads the new one.
+        elsewhere: returns when the store is not where it was; never, where a mount minds that.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Following:
         namespaces: frozenset[str] | None = None,
         quiet: Callable[[RepositoryKey], Awaitable[None]] = _at_once,
         forget: Callable[[Told], Awaitable[None]] = _nothing_kept,
+        elsewhere: Callable[[], Awaitable[None]] = trio.sleep_forever,
     ) -> None:
         self._store = store
         self._past = past
@@ -69,6 +73,7 @@ class Following:
         self._namespaces = namespaces
         self._quiet = quiet
         self._forget = forget
+        self._elsewhere = elsewhere
         self._is_silent = not is_resumed
         self._is_ready = False
         self._news = trio.Event()
@@ -84,6 +89,7 @@ class Following:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._listen, changes)
+                nursery.start_soon(self._mind_the_path)
                 nursery.start_soon(self._look_again)
                 await self._work(changes)
         except* (StoreWaiting, OSError) as group:
@@ -100,7 +106,11 @@ class Following:
             for change in await changes.happened():
                 self._note(change)
             if changes.is_lost:
-                raise StoreWaiting("the store's directory was moved or removed")
+                raise StoreWaiting(_MOVED)
+
+    async def _mind_the_path(self) -> None:
+        await self._elsewhere()
+        raise StoreWaiting(_MOVED)
 
     def _note(self, change: Change) -> None:
         path, name = change.path, change.name

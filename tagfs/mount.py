@@ -32,6 +32,7 @@ from tagfs.settings import MountSettings
 from tagfs.stateless import StatelessTree
 from tagfs.stream import Stream
 from tagfs.tree import Invalidation, Tree, View
+from tagfs.whereabouts import elsewhere
 
 if TYPE_CHECKING:
     from tagfs.monitoring import Monitoring
@@ -42,10 +43,7 @@ log = logging.getLogger(__name__)
 LOOK_AGAIN = 0.25
 """Seconds between two looks at a store that is not ready."""
 
-LOOK_FOR_PATH = 10.0
-"""Seconds between two looks at where the path of a store leads: no event tells of a directory above that is renamed."""
-
-MOVED = "its directory was moved or removed"
+MOVED = "its directory was moved, removed or unmounted"
 
 DESCRIPTORS = 1 << 13
 """Of them the kernel's table has room for from the start: 64 KiB of its memory."""
@@ -248,11 +246,7 @@ class _Mount:
 
     async def _watch_path(self, opened: Opened, watching: trio.CancelScope) -> None:
         """End `watching` when the path of the store leads elsewhere: lists would stay as they were, for ever."""
-        with mountpoint.watched_table() as table:
-            while not self._opener.is_elsewhere(opened.store):
-                with trio.move_on_after(LOOK_FOR_PATH):
-                    await trio.lowlevel.wait_readable(table)
-                table.poll(0)
+        await elsewhere(opened.store, self._settings.store)
         self._channel.waiting = MOVED
         watching.cancel()
 

@@ -45,16 +45,6 @@ class Opener:
         """Look at the sentinels of an open store again; StoreWaiting, StoreRefused."""
         sentinel.require_ready(self._disk, store.root, self._settings.store)
 
-    def is_elsewhere(self, store: DirectoryStore) -> bool:
-        """Whether the path of an open store leads to another directory by now, or to none."""
-        try:
-            there, here = os.stat(self._settings.store), self._disk.stat_open(store.root)
-        except (FileNotFoundError, NotADirectoryError):
-            return True
-        except OSError:
-            return False  # not known; whoever asks for a list is told
-        return (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino)
-
     def open(self, was_shown: bool) -> Opened:
         """The store, ready.
 

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import trio
@@ -23,6 +24,7 @@ from tagfs.mountpoint import FSTYPE, Mounted, mounted_at, showing
 from tagfs.past import Past
 from tagfs.pipes import NAME
 from tagfs.policy import Policy
+from tagfs.whereabouts import elsewhere
 
 LOOK_AGAIN = 0.5
 """Seconds between two looks at a mount that has gone, or a store that is not ready."""
@@ -151,7 +153,8 @@ async def _watch_store(path: str, output: Output, limit: int) -> None:
         try:
             store = _opened(path, limit)
             try:
-                await Following(store, past, tell, ready, was_ready, output.namespaces).run()
+                gone = partial(elsewhere, store, path)
+                await Following(store, past, tell, ready, was_ready, output.namespaces, elsewhere=gone).run()
             finally:
                 store.close()
         except (StoreWaiting, StoreRefused) as error:

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import pytest
 
-from tagfs import events
+from tagfs import events, mountpoint
 from tagfs.events import Lines, difference
 from tagfs.names import RepositoryKey
 from tagfs.watching import TAGS_SHOWN, text
@@ -183,6 +183,37 @@ def test_a_store_that_is_wiped_and_made_again(store: Path, watching: Watches) ->
     while (event := watch.event())["type"] != events.READY:
         types.append((event["type"], event["subject"]))
     assert (events.CREATED, "other/web") in types
+
+
+@pytest.fixture
+def over(store: Path, tmp_path: Path) -> Iterator[Path]:
+    """Another store, which has `APP` with another list; nothing stays mounted over the first one."""
+    other = tmp_path / "other"
+    put(other, APP, b"w1\n")
+    (other / ".storage-version").write_text("3\n")
+    yield other
+    while mountpoint.mounted_at(str(store)) is not None:
+        subprocess.run(["umount", "--lazy", store], check=True)
+
+
+@pytest.mark.parametrize("is_over_first", [True, False], ids=["unmounted lazily", "mounted over"])
+def test_a_store_that_is_elsewhere_is_left_for_what_is_at_its_path(
+    is_over_first: bool, store: Path, over: Path, watching: Watches
+) -> None:
+    mount, unmount = ["mount", "--bind", str(over), str(store)], ["umount", "--lazy", str(store)]
+    if is_over_first:
+        subprocess.run(mount, check=True)
+    watch = watching(store, "--json")
+    assert watch.event()["type"] == events.READY
+    subprocess.run(unmount if is_over_first else mount, check=True)
+    waiting = watch.event()
+    assert (waiting["type"], waiting["data"]["reason"]) == (
+        events.WAITING,
+        "the store's directory was moved, removed or unmounted",
+    )
+    changed = watch.event()["data"]
+    assert changed["added"] + changed["removed"] == (["v1", "w1"] if is_over_first else ["w1", "v1"])
+    assert watch.event()["type"] == events.READY
 
 
 def test_what_is_neither_is_refused(tmp_path: Path, watching: Watches) -> None:
