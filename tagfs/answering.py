@@ -192,12 +192,17 @@ class Answering(RawChannel):
         position, room = wire.read_of(request)
         room = min(room, LISTED)
         records = []
-        for following, name, child, attributes in tree.entries(wirewrite.handle_of(request), position):
-            room -= wire.record_size(name, True)
-            if room < 0:
-                break
-            records.append(wire.record(name, following, child.id, attributes.mode, self._entry(attributes)))
-            tree.inodes.remember(child)
+        try:
+            for following, name, child, attributes in tree.entries(wirewrite.handle_of(request), position):
+                room -= wire.record_size(name, True)
+                if room < 0:
+                    break
+                records.append(wire.record(name, following, child.id, attributes.mode, self._entry(attributes)))
+                tree.inodes.remember(child)
+        except Exception:
+            # What is counted has to be given. The kernel goes on from there, and is told then.
+            if not records:
+                raise
         return b"".join(records)
 
     def _releasedir(self, request: bytes, node: int) -> Answer:

@@ -165,10 +165,17 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         tree = self._named()
         await self._quiet(tree.directory_of(fh))
-        for position, name, node, attributes in tree.entries(fh, start_id):
-            if not pyfuse3.readdir_reply(token, name, self._entry(attributes), position):
-                break
-            tree.inodes.remember(node)
+        is_begun = False
+        try:
+            for position, name, node, attributes in tree.entries(fh, start_id):
+                if not pyfuse3.readdir_reply(token, name, self._entry(attributes), position):
+                    break
+                tree.inodes.remember(node)
+                is_begun = True
+        except Exception:
+            # What is counted has to be given. The kernel goes on from there, and is told then.
+            if not is_begun:
+                raise
 
     @answered
     async def releasedir(self, fh: int) -> None:

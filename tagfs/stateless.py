@@ -202,7 +202,12 @@ class StatelessTree(Tree):
             size = size_of(name)
             if size > room:
                 break
-            child = self._listed_directory(path, name, kept, entered) if path else self.lookup(ROOT_ID, name)
+            try:
+                child = self._listed_directory(path, name, kept, entered) if path else self.lookup(ROOT_ID, name)
+            except Exception:
+                if not children:
+                    raise
+                break  # What is counted has to be given. The kernel goes on from there, and is told then.
             if child is not None:
                 room -= size
                 children.append((number << _SHIFT | index + 1, name, child))

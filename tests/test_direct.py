@@ -34,6 +34,7 @@ from tagfs.tree import View
 from tests.support import wire as kernel
 from tests.support.beneath import directory_store, no_descriptor_left, put
 from tests.support.places import fast_directory
+from tests.support.stores import unready_at
 
 KEY = RepositoryKey("team", "app")
 PLAIN = b"v1\nv2\n"
@@ -133,6 +134,17 @@ def test_a_listing_goes_on_where_the_room_ended(asked: Asked) -> None:
         names += [name for name, *_ in found]
         position = found[-1][1]
     assert names == [b"app", *(b"app-%02d" % number for number in range(50))]
+
+
+def test_a_listing_that_fails_gives_what_it_has_counted(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked.store.replace(RepositoryKey("team", "web"), PLAIN)
+    team = asked.lookup(BASE, "team").node
+    monkeypatch.setattr(asked.store, "directory_mtime_ns", unready_at("web"))
+    ((name, position, _, entry),) = kernel.records(asked.ask(kernel.readdirplus(team)).body)
+    assert name == b"app" and entry is not None
+    assert asked.ask(kernel.readdirplus(team, position)).number == errno.EAGAIN
+    asked.channel.answer(kernel.forget(entry.node, 1))
+    assert asked.ask(kernel.getattr_(entry.node)).number == errno.ESTALE
 
 
 @pytest.mark.parametrize("ask", [kernel.readdir, kernel.readdirplus])

@@ -30,6 +30,7 @@ from tagfs.replacing import WritableTree
 from tagfs.store import Stage, Version
 from tagfs.timings import Timings
 from tests.support import wire as kernel
+from tests.support.stores import unready_at
 
 KEY = RepositoryKey("team", "app")
 OTHER = RepositoryKey("team", "web")
@@ -274,6 +275,17 @@ async def test_directories(asked: Asked) -> None:
     assert asked.ask(kernel.rmdir(team, b"app")).number == errno.ENOTEMPTY
     assert asked.ask(kernel.mkdir(team, b"No")).number == errno.EINVAL
     assert asked.ask(kernel.unlink(ROOT_ID, b".storage-version")).number == errno.EPERM
+
+
+async def test_a_listing_that_fails_gives_what_it_has_counted(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    team = asked.lookup(BASE, "team").node
+    handle = struct.unpack_from("<Q", asked.ask(kernel.request(27, team, bytes(8))).body)[0]
+    monkeypatch.setattr(asked.store, "directory_mtime_ns", unready_at("web"))
+    ((name, position, _, entry),) = kernel.records(asked.ask(kernel.readdirplus(team, handle=handle)).body)
+    assert name == b"app" and entry is not None
+    assert asked.ask(kernel.readdirplus(team, position, handle=handle)).number == errno.EAGAIN
+    asked.channel.answer(kernel.forget(entry.node, 1))
+    assert asked.ask(kernel.getattr_(entry.node)).number == errno.ESTALE
 
 
 async def test_a_removed_list_is_gone(asked: Asked) -> None:

@@ -29,6 +29,7 @@ from tagfs.operations import Operations, answered
 from tagfs.replacing import WritableTree
 from tagfs.store import Stage, Version
 from tagfs.tree import FOREVER, Tree, View
+from tests.support.stores import unready_at
 
 KEY = RepositoryKey("team", "app")
 OTHER = RepositoryKey("team", "web")
@@ -677,6 +678,29 @@ async def test_directories_are_made_and_removed(asked: Asked) -> None:
     await operations.releasedir(handle)
     await operations.rmdir(base, b"other", CTX)
     assert await refused(operations.rmdir(base, b"other", CTX)) == errno.ENOENT
+
+
+async def test_a_listing_that_fails_gives_what_it_has_counted(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[bytes, tuple[int, int]] = {}
+
+    def give(token: object, name: bytes, entry: EntryAttributes, following: int) -> bool:
+        given[name] = entry.st_ino, following
+        return True
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", give)  # the real one needs a request of libfuse's
+    base = (await asked.operations.lookup(ROOT_ID, BASE.encode(), CTX)).st_ino
+    team = (await asked.operations.lookup(base, b"team", CTX)).st_ino
+    handle = await asked.operations.opendir(team, CTX)
+    monkeypatch.setattr(asked.store, "directory_mtime_ns", unready_at("web"))
+    token: Any = object()
+    await asked.operations.readdir(handle, 0, token)
+    ((node, following),) = given.values()
+    with pytest.raises(FUSEError) as refused:
+        await asked.operations.readdir(handle, following, token)
+    assert refused.value.errno == errno.EAGAIN
+    await asked.operations.forget([(node, 1)])
+    with pytest.raises(errors.VersionGone):
+        asked.tree.inodes.get(node)
 
 
 async def test_a_deletion_waits_until_it_is_durable(asked: Asked) -> None:

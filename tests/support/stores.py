@@ -3,6 +3,7 @@
 import gzip
 import os
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tagfs import sentinel
 from tagfs.codec import GZIP, ZSTD, Codec
 from tagfs.directory import DirectoryStore
 from tagfs.disk import Disk
-from tagfs.errors import ListMissing
+from tagfs.errors import ListMissing, StoreWaiting
 from tagfs.names import RepositoryKey
 from tagfs.policy import Policy
 from tagfs.store import Store
@@ -52,6 +53,17 @@ def open_store(
         disk.close(root)
         raise
     return DirectoryStore(disk, root, format_, policy or policy_of(format_))
+
+
+def unready_at(name: str) -> Callable[[str | None, str | None], int]:
+    """What tells when directories of a store changed, and of the repository `name` that the store is not ready."""
+
+    def directory_mtime_ns(namespace: str | None = None, repository: str | None = None) -> int:
+        if repository == name:
+            raise StoreWaiting("a wipe has begun")
+        return 0
+
+    return directory_mtime_ns
 
 
 def contents(store: Store) -> Contents:
