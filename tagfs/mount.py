@@ -49,7 +49,8 @@ DESCRIPTORS = 1 << 13
 """Of them the kernel's table has room for from the start: 64 KiB of its memory."""
 
 LOOKED_UP = 16
-"""Versions that a read-only mount keeps open after they were looked up; programs open within milliseconds."""
+"""Versions that stay open after a look at them or a close, on a read-only mount through libfuse: programs open within
+milliseconds."""
 
 
 def serve(settings: MountSettings, announce: Callable[[str], None]) -> None:
@@ -384,7 +385,7 @@ def _told(policy: Policy) -> str:
 
 
 def _allow_many_files() -> None:
-    """An open list holds a descriptor until it is read: take what the machine allows.
+    """An open list holds a descriptor: take what the machine allows.
 
     The kernel enlarges the table of descriptors whenever it has doubled, and, once there are threads, has whoever opens
     a file then wait for some milliseconds.  So it is made large before: a descriptor of a high number does that.

@@ -49,16 +49,17 @@ class Snapshot(ABC):
 
     @abstractmethod
     def content(self) -> bytes:
-        """The plain bytes, decoded at the first call.
+        """The plain bytes, decoded at the first call and kept.
 
         Raises:
             ListCorrupt: the stored bytes are not what they promise.
             OSError: the disk failed.
+            VersionGone: they were let go, and what is stored was changed in place since.
         """
 
     @abstractmethod
     def decode(self) -> bytes:
-        """The plain bytes, read anew, with nothing kept but what pins the version; before any call of `content`.
+        """The plain bytes, read anew, with nothing kept but what pins the version.
 
         Raises:
             ListCorrupt, OSError: as `content` does.
@@ -67,7 +68,7 @@ class Snapshot(ABC):
 
     @abstractmethod
     def unload(self) -> None:
-        """Let go of stored bytes that were read ahead."""
+        """Let go of bytes that can be read again."""
 
     def surrender(self) -> tuple[int, bool] | None:
         """Give away the descriptor that pins the version, and whether `decode` has used it: `Store.adopt` makes a

@@ -85,8 +85,8 @@ class View:
         namespaces: the only ones shown, or None for all.
         watch: called for a directory before its first entry is given out.  None: nobody tells what changes beneath,
             so no list is kept by the kernel.
-        keeps: how many of the versions that were looked up last stay open, so that the kernel, which repeats an open
-            just once, finds what it has looked up although it was replaced since.
+        keeps: how many of the versions that were looked up or closed last stay open, so that the kernel, which repeats
+            an open just once, finds what it has looked up although it was replaced since.
     """
 
     namespaces: frozenset[str] | None = None
@@ -109,7 +109,8 @@ class Tree:
         self._handle_ids = itertools.count(1)
         # INVARIANT: one pinned snapshot a list node, there while a reader's handle is open on it.
         self._pinned: dict[int, tuple[Snapshot, int]] = {}
-        # INVARIANT: at most `keeps` snapshots, each of its node's version, the one looked up last at the end.
+        # INVARIANT: at most `keeps` snapshots, without their bytes, each of its node's version, which is not pinned;
+        # the one that was looked up or closed last at the end.
         self._recent: dict[int, Snapshot] = {}
 
     def watch(self, watch: Watch | None) -> None:
@@ -200,13 +201,21 @@ class Tree:
         self._watch((key.namespace, key.name))
         snapshot = self.store.open(key)
         node = self.inodes.version(key, snapshot.version)
-        if self._view.keeps == 0 or node.id in self._pinned or node.id in self._recent:
+        if node.id in self._pinned:
             snapshot.close()
-            return node
-        if len(self._recent) >= self._view.keeps:
-            self._recent.pop(next(iter(self._recent))).close()
-        self._recent[node.id] = snapshot
+        else:
+            self._keep(node.id, snapshot)
         return node
+
+    def _keep(self, id_: int, snapshot: Snapshot) -> None:
+        """Let go of a snapshot that is not read, as soon as `keeps` others were looked up or closed after it."""
+        former = self._recent.pop(id_, None)
+        if former is not None:
+            former.close()
+        snapshot.unload()
+        self._recent[id_] = snapshot
+        if len(self._recent) > self._view.keeps:
+            self._recent.pop(next(iter(self._recent))).close()
 
     def _attributes(self, node: Node, pid: int) -> Attributes:
         if isinstance(node, DirectoryNode):
@@ -357,8 +366,9 @@ class Tree:
     def _unpin(self, node: ListNode) -> None:
         snapshot, readers = self._pinned[node.id]
         if readers == 1:
+            # Another program may be between its look at the name and its open: the kernel has told it of this version.
             del self._pinned[node.id]
-            snapshot.close()
+            self._keep(node.id, snapshot)
         else:
             self._pinned[node.id] = snapshot, readers - 1
 

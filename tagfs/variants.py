@@ -79,7 +79,7 @@ def identity_of(status: FileStatus) -> tuple[int, ...]:
 
 
 class PinnedFile(Snapshot):
-    """The version that a variant holds.  Keeps the file open until it is read once, then its plain bytes.
+    """The version that a variant holds.  Keeps the file open, and its plain bytes once they were asked for.
 
     Args:
         path: the variant's path, for messages.
@@ -158,8 +158,7 @@ class PinnedFile(Snapshot):
 
     def content(self) -> bytes:
         if self._content is None:
-            self._content = self._decoded()
-            self.close()
+            self._content = self.decode()
         return self._content
 
     def decode(self) -> bytes:
@@ -194,6 +193,8 @@ class PinnedFile(Snapshot):
 
     def unload(self) -> None:
         self._ahead = None
+        if self._file is not None:
+            self._content = None
 
     def surrender(self) -> tuple[int, bool] | None:
         # Touched before it was read first: what it must be compared with is known here alone.

@@ -21,6 +21,7 @@ from tagfs.memory import MemoryStore
 from tagfs.names import BASE, RepositoryKey
 from tagfs.store import Store, Version
 from tagfs.tree import FOREVER, UNWATCHED, Attributes, Invalidation, Tree, View, check_path
+from tagfs.variants import PinnedFile
 from tests.support.beneath import LIST_LIMIT, directory_store, list_file, no_descriptor_left, put
 from tests.support.driver import KEY, TAGS, Driver
 from tests.support.places import fast_directory
@@ -260,6 +261,38 @@ def test_a_version_that_another_reader_has_open_can_still_be_opened(store: Store
     assert tree.read(handle, 0, 100) == b"v1\nv2\n"
     tree.release(handle)
     assert tree._pinned == {}
+
+
+@pytest.mark.parametrize("was_read", [False, True])
+def test_a_version_that_another_reader_has_closed_can_still_be_opened(store: Store, was_read: bool) -> None:
+    tree = Tree(store, View(keeps=2))
+    driver = Driver(tree)
+    with driver.inside() as directory:
+        id_ = tree.lookup(directory, TAGS).id
+        assert tree.lookup(directory, TAGS).id == id_
+        other = tree.open(id_, os.O_RDONLY)
+        if was_read:
+            assert tree.read(other, 0, 100) == b"v1\nv2\n"
+        tree.release(other)
+        store.replace(KEY, b"v3\n")
+        handle = tree.open(id_, os.O_RDONLY)
+        assert tree.read(handle, 0, 100) == b"v1\nv2\n"
+        tree.release(handle)
+    tree.everything()
+
+
+def test_versions_that_were_closed_are_kept_without_their_bytes_and_no_more_than_are_wanted(beneath: Path) -> None:
+    with no_descriptor_left():
+        store = directory_store(beneath)
+        tree = Tree(store, View(keeps=2))
+        driver = Driver(tree)
+        for number in range(6):
+            store.replace(KEY, b"v%d\n" % number)
+            assert driver.read() == b"v%d\n" % number
+            assert len(tree._recent) <= 2
+        assert [one._content for one in tree._recent.values() if isinstance(one, PinnedFile)] == [None, None]
+        tree.everything()
+        store.close()
 
 
 def test_an_open_that_fails_holds_nothing(store: Store) -> None:
