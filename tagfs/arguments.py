@@ -65,7 +65,8 @@ examples:
 
 _CONVERT = """\
 zstd makes it a store of format 3, gzip one of format 2, which Flux can share. The store must not be mounted for
-writing; readers may go on. Cut short at any point, run it again.
+writing; readers may go on. What cannot be read or may not be entered is named, left as it is, and costs the others
+nothing; ends with 6 then. Cut short at any point, run it again.
 
 examples:
   tagfs convert /var/lib/tags --codec zstd
@@ -75,8 +76,9 @@ examples:
 _IMPORT = """\
 SOURCE is a directory, a tar archive (also compressed), or - for an archive from standard input. Lists in it are
 [imagerepository/]<namespace>/<name>/tags.txt, or <namespace>/<name>.txt. What is no list is refused, with its line, and
-costs the others nothing; ends with 6 then. Lists of the store that SOURCE does not have stay. The store must not be
-mounted for writing; readers may go on. Cut short at any point, run it again: it passes over what is there.
+so is what may not be entered; it costs the others nothing; ends with 6 then. Lists of the store that SOURCE does not
+have stay. The store must not be mounted for writing; readers may go on. Cut short at any point, run it again: it
+passes over what is there.
 
 examples:
   tagfs import /var/lib/tags lists/

@@ -6,7 +6,7 @@ Does not know: how progress is printed.
 Invariant: a reader finds every list whole at each step; the format says 3 whenever a zstd variant is there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
@@ -23,7 +23,7 @@ from tagfs.variants import Variant
 from tagfs.walk import Visitor, is_still, naming, opened_key, read_variant, sentence, walk
 
 UNREADABLE_KEPT = 100
-"""How many unreadable lists are named; all are counted."""
+"""How many of what was left are named; all are counted."""
 
 _NEWER_NS = (1, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000)
 """How much newer than the old variant the new one is made: the first that the file system's time stamps can tell."""
@@ -31,7 +31,7 @@ _NEWER_NS = (1, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000)
 
 @dataclass(slots=True)
 class Conversion:
-    """What a conversion did; `unreadable` are (path, reason) of lists that were left as they are."""
+    """What a conversion did; `unreadable` are (path, reason) of lists and directories that were left as they are."""
 
     path: str
     codec: str
@@ -59,6 +59,21 @@ class _Staged:
     @property
     def stale(self) -> list[Variant]:
         return [variant for variant in self.old if variant.name != self.name]
+
+
+class _Left(Visitor):
+    """What may hold zstd; the first of it is named."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = ("", "")
+
+    def add(self, path: str, reason: str) -> None:
+        self.count += 1
+        self.first = self.first if self.first[0] else (path, reason)
+
+    def fault(self, path: str, error: OSError) -> None:
+        self.add(path, sentence(error))
 
 
 class Convert(Visitor):
@@ -127,8 +142,10 @@ class Convert(Visitor):
             self._discard(group)
 
     def fault(self, path: str, error: OSError) -> None:
-        with naming(self._path_of(path)):
-            raise error
+        if not isinstance(error, PermissionError):
+            with naming(self._path_of(path)):
+                raise error
+        self._leave(path, sentence(error))
 
     def _path_of(self, within: str) -> str:
         return f"{self.conversion.path}/{within}"
@@ -137,9 +154,13 @@ class Convert(Visitor):
 
     def _stage(self, key: RepositoryKey, directory: int) -> _Staged | None:
         """Write the new variant beside, not yet durable; None where nothing has to change."""
-        found = variants.find(self._disk, directory, self._store.codecs)
-        if not found and self._store.recover(key):
+        try:
             found = variants.find(self._disk, directory, self._store.codecs)
+            if not found and self._store.recover(key):
+                found = variants.find(self._disk, directory, self._store.codecs)
+        except PermissionError as error:
+            self._leave(key.directory, sentence(error))
+            return None
         if not found:
             return None
         winner = found[0]
@@ -155,7 +176,6 @@ class Convert(Visitor):
             made = winner.status.st_ino, winner.status.st_mtime_ns
             former = self._former_mtime(directory, winner, found, plain)
             return _Staged(key, name, None, tuple(found), made, former) if found[1:] else None
-        self.conversion.converted += 1
         stage, file = self._store.stages.create()
         try:
             self._disk.write(file, codec.encode(plain))
@@ -194,30 +214,37 @@ class Convert(Visitor):
 
     def _publish(self, group: list[_Staged]) -> None:
         """Each step is durable for the whole group before the next one begins; the last one with the next group."""
-        if not group:
+        for act in (self._rename, self._drop_stale, self._restore_time) if group else ():
+            self._disk.sync_filesystem(self._store.root)
+            group = [staged for staged in group if self._is_allowed(act, staged)]
+
+    def _is_allowed(self, act: Callable[[int, _Staged], None], staged: _Staged) -> bool:
+        """Take a step; -> whether it may be taken.  Else the list is left, and whole: so are its old variants."""
+        try:
+            with opened_key(self._disk, self._store.root, staged.key) as directory:
+                act(directory, staged)
+        except PermissionError as error:
+            self._discard([staged])
+            self._leave(staged.key.directory, sentence(error))
+            return False
+        return True
+
+    def _rename(self, directory: int, staged: _Staged) -> None:
+        if staged.stage is None:
             return
-        disk, root, stages = self._disk, self._store.root, self._store.stages
-        disk.sync_filesystem(root)
-        for staged in group:
-            if staged.stage is not None:
-                with opened_key(disk, root, staged.key) as directory:
-                    # Flux takes no lock: what it has written meanwhile is newer than what is staged.
-                    if all(is_still(disk, directory, variant) for variant in staged.old):
-                        disk.rename(stages.descriptor, staged.stage, directory, staged.name)
-                    else:
-                        stages.unlink(staged.stage)
-        disk.sync_filesystem(root)
-        for staged in group:
-            with opened_key(disk, root, staged.key) as directory:
-                if self._is_made(directory, staged):
-                    for variant in staged.stale:
-                        if is_still(disk, directory, variant):
-                            disk.unlink(directory, variant.name)
-        disk.sync_filesystem(root)
-        for staged in group:
-            with opened_key(disk, root, staged.key) as directory:
-                if self._is_made(directory, staged):
-                    self._set_mtime(directory, staged)
+        stages = self._store.stages
+        # Flux takes no lock: what it has written meanwhile is newer than what is staged.
+        if all(is_still(self._disk, directory, variant) for variant in staged.old):
+            self._disk.rename(stages.descriptor, staged.stage, directory, staged.name)
+            self.conversion.converted += 1
+        else:
+            stages.unlink(staged.stage)
+
+    def _drop_stale(self, directory: int, staged: _Staged) -> None:
+        if self._is_made(directory, staged):
+            for variant in staged.stale:
+                if is_still(self._disk, directory, variant):
+                    self._disk.unlink(directory, variant.name)
 
     def _is_made(self, directory: int, staged: _Staged) -> bool:
         try:
@@ -226,7 +253,9 @@ class Convert(Visitor):
             return False
         return (status.st_ino, status.st_mtime_ns) == staged.made
 
-    def _set_mtime(self, directory: int, staged: _Staged) -> None:
+    def _restore_time(self, directory: int, staged: _Staged) -> None:
+        if not self._is_made(directory, staged):
+            return
         file = self._disk.open_file(directory, staged.name)
         try:
             self._disk.set_mtime(file, staged.mtime_ns)
@@ -243,16 +272,20 @@ class Convert(Visitor):
     # -- the format
 
     def _require_no_zstd(self) -> None:
-        """Raise ListCorrupt while a zstd variant is left: format 2 would not show it."""
-        count, first = 0, ""
-        with closing(walk(self._disk, self._store.root, self)) as keys:
+        """Raise ListCorrupt while a zstd variant is left, or may be: format 2 would not show it."""
+        left = _Left()
+        reasons = dict(self.conversion.unreadable)
+        with closing(walk(self._disk, self._store.root, left)) as keys:
             for key, directory in keys:
-                for variant in variants.find(self._disk, directory, CODECS):
-                    if variant.codec is ZSTD:
-                        count += 1
-                        first = first or f"{key.directory}/{variant.name}"
-        if count:
-            reason = next((reason for path, reason in self.conversion.unreadable if path == first), "still zstd")
-            others = f" ({count - 1} more are left)" if count > 1 else ""
+                try:
+                    for variant in variants.find(self._disk, directory, CODECS):
+                        if variant.codec is ZSTD:
+                            path = f"{key.directory}/{variant.name}"
+                            left.add(path, reasons.get(path) or reasons.get(key.directory) or "still zstd")
+                except PermissionError as error:
+                    left.fault(key.directory, error)
+        if left.count:
+            path, reason = left.first
+            others = f" ({left.count - 1} more are left)" if left.count > 1 else ""
             cure = f"`tagfs check {self.conversion.path}` says what to do, then convert again"
-            raise ListCorrupt(first, f"{reason}{others}: the store stays at format 3; {cure}")
+            raise ListCorrupt(path, f"{reason}{others}: the store stays at format 3; {cure}")

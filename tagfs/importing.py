@@ -21,7 +21,7 @@ from tagfs.errors import ListTooLarge, NameRefused, RepositoryMissing, SettingRe
 from tagfs.holder import open_store, require_no_mount, take
 from tagfs.names import RepositoryKey
 from tagfs.policy import Policy, codec_named
-from tagfs.sources import Entry, SourceCut
+from tagfs.sources import PASSED_OVER, Entry, SourceCut
 from tagfs.walk import naming, read_variant, sentence
 
 KEPT = 100
@@ -132,7 +132,7 @@ class Import:
             bulk = Bulk(store)
         try:
             try:
-                for entry in sources.entries(self.imported.source, stdin):
+                for entry in sources.entries(self.imported.source, stdin, self._left):
                     found = self._judged(entry)
                     if found is not None:
                         with naming(self._path_of(found[0])):
@@ -178,9 +178,12 @@ class Import:
             self._refuse(entry.path, error.line, error.reason)
         except (NameRefused, ListTooLarge, Undecodable) as error:
             self._refuse(entry.path, None, str(error))
-        except (FileNotFoundError, PermissionError) as error:
-            self._refuse(entry.path, None, sentence(error))
+        except PASSED_OVER as error:
+            self._left(entry.path, error)
         return None
+
+    def _left(self, path: str, error: OSError) -> None:
+        self._refuse(path, None, sentence(error))
 
     def _refuse(self, path: str, line: int | None, reason: str) -> None:
         self.imported.refused_count += 1
@@ -190,7 +193,11 @@ class Import:
     def _take(self, bulk: Bulk | None, key: RepositoryKey, plain: bytes, mtime_ns: int) -> None:
         if bulk is not None and key in self._waiting:
             self._note(bulk.flush())  # an archive may hold a list twice: the later one counts
-        is_there, is_same = self._compare(key, plain)
+        try:
+            is_there, is_same = self._compare(key, plain)
+        except PermissionError as error:
+            self._left(self._path_of(key), error)
+            return
         if is_same:
             self.imported.unchanged += 1
         elif bulk is None:
@@ -235,6 +242,8 @@ class Import:
                 self._count(is_there)
             elif isinstance(outcome.error, (RepositoryMissing, NotADirectoryError)):
                 self._refuse(str(outcome.key), None, str(outcome.error))  # something else has its place
+            elif isinstance(outcome.error, PermissionError):
+                self._left(self._path_of(outcome.key), outcome.error)
             else:
                 with naming(self._path_of(outcome.key)):
                     raise outcome.error

@@ -50,6 +50,10 @@ _DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError,
 """What is raised where an archive is damaged, or none; some of it by accident, in tarfile."""
 
 
+PASSED_OVER = (FileNotFoundError, PermissionError)
+"""What concerns one file or directory, and says nothing of the others."""
+
+
 class SourceCut(OSError):
     """An archive that is damaged, or ends too early; what came before is whole."""
 
@@ -109,8 +113,13 @@ def place_of(within: str) -> tuple[RepositoryKey, Codec] | None:
     return None
 
 
-def entries(source: str, stdin: BufferedReader | None = None) -> Iterator[Entry]:
+def entries(
+    source: str, stdin: BufferedReader | None = None, left: Callable[[str, OSError], None] = lambda path, error: None
+) -> Iterator[Entry]:
     """Every file of a tree or an archive; `-` is an archive that comes through `stdin`, or the process's own.
+
+    Args:
+        left: called with what of a tree may not be entered or is gone; the others follow.
 
     Raises:
         SettingRefused: it is neither.
@@ -120,7 +129,7 @@ def entries(source: str, stdin: BufferedReader | None = None) -> Iterator[Entry]
         with open(0, "rb", closefd=False) as own:
             yield from _archive(stdin or own, "standard input")
     elif os.path.isdir(source):
-        yield from _tree(_base(source))
+        yield from _tree(_base(source), left)
     else:
         with open(source, "rb") as stream:
             yield from _archive(stream, source)
@@ -130,7 +139,7 @@ def count(source: str) -> int | None:
     """How many files there are, about; None where only reading all of it would tell."""
     if not os.path.isdir(source):
         return None
-    return sum(1 for _ in _tree(_base(source)))
+    return sum(1 for _ in entries(source))
 
 
 def _base(source: str) -> str:
@@ -138,17 +147,25 @@ def _base(source: str) -> str:
     return base if os.path.isdir(base) else source
 
 
-def _tree(path: str, above: str = "", depth: int = 2) -> Iterator[Entry]:
+def _tree(path: str, left: Callable[[str, OSError], None], above: str = "", depth: int = 2) -> Iterator[Entry]:
     """The files at most `depth` directories below a path, no link followed, no hidden name."""
-    with os.scandir(path) as found:
-        below = sorted((one for one in found if not one.name.startswith(".")), key=lambda one: one.name)
+    try:
+        with os.scandir(path) as found:
+            below = sorted((one for one in found if not one.name.startswith(".")), key=lambda one: one.name)
+    except PASSED_OVER as error:
+        left(path, error)
+        return
     files = []
     for one in below:
         if one.is_dir(follow_symlinks=False):
             if depth:
-                yield from _tree(one.path, f"{above}{one.name}/", depth - 1)
+                yield from _tree(one.path, left, f"{above}{one.name}/", depth - 1)
             continue
-        status = one.stat(follow_symlinks=False)
+        try:
+            status = one.stat(follow_symlinks=False)
+        except PASSED_OVER as error:
+            left(one.path, error)
+            continue
         read = partial(_read, one.path) if stat.S_ISREG(status.st_mode) else None
         files.append(Entry(one.path, above + one.name, status.st_size, status.st_mtime_ns, read))
     yield from _winners(files)

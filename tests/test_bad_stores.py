@@ -30,6 +30,7 @@ from tagfs.errors import (
 )
 from tagfs.names import BASE, RepositoryKey
 from tests.support.places import fast_directory, open_descriptors
+from tests.support.rights import as_nobody, belongs_to_nobody
 from tests.support.stores import KEY, LARGE, NEIGHBOUR, OTHER_SMALL, SMALL, STRANGER, open_store, policy_of
 
 LIMIT = 1 << 20
@@ -472,31 +473,9 @@ def test_a_native_list_is_shown_as_it_is_even_where_its_tags_are_not_valid(bad: 
 # -- rights
 
 
-def as_nobody(act: Callable[[], None]) -> int:
-    """The exit code of a child process that does it without any rights: 0, or 1 where it raised."""
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setgroups([])
-            os.setresgid(65534, 65534, 65534)
-            os.setresuid(65534, 65534, 65534)
-            act()
-        except BaseException as error:
-            os.write(2, f"{error!r}\n".encode())
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def opened_by_nobody(path: Path) -> DirectoryStore:
     disk = Disk()
     return DirectoryStore(disk, disk.open_root(str(path)), 3, policy_of(3))
-
-
-def belongs_to_nobody(path: Path) -> None:
-    for at, directories, files in os.walk(path):
-        for name in (".", *directories, *files):
-            os.chown(os.path.join(at, name), 65534, 65534)
 
 
 def refused(call: Callable[[], object], *, allowed: tuple[type[Exception], ...] = (PermissionError,)) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from tagfs.errors import ListCorrupt, StoreHeld, StoreRefused, StoreWaiting
 from tagfs.holder import take
 from tagfs.names import HIDDEN_PREFIX, STAGE_DIRECTORY, VERSION_SENTINEL, RepositoryKey
 from tests.support.faulty_disk import Fault, FaultyDisk, PowerCut, Wrong
+from tests.support.places import fast_directory
+from tests.support.rights import as_nobody, belongs_to_nobody
 from tests.support.simulated_disk import SimulatedDisk
 from tests.support.stores import (
     KEY,
@@ -192,6 +195,41 @@ def test_a_stale_zstd_variant_beside_a_corrupt_winner_keeps_the_store_from_going
     with pytest.raises(ListCorrupt, match=r"tags\.txt\.zst"):
         converted(tmp_path, "gzip")
     assert (tmp_path / KEY.directory / "tags.txt.zst").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to be another user takes root")
+@pytest.mark.parametrize(("before", "codec"), [(2, "zstd"), (3, "gzip")])
+def test_what_may_not_be_entered_is_named_and_costs_the_others_nothing(before: int, codec: str) -> None:
+    with fast_directory() as path:
+        fill(Disk(), str(path), before)
+        belongs_to_nobody(path)
+        closed, kept = path / NEIGHBOUR.directory, path / KEY.directory
+        closed.chmod(0o000)
+        kept.chmod(0o500)
+
+        def act() -> None:
+            with closing(Convert(str(path), codec, THRESHOLD, LIMIT)) as convert:
+                if codec == "gzip":
+                    with pytest.raises(ListCorrupt, match=r"Permission denied \(1 more are left\): .* at format 3"):
+                        list(convert.run())
+                else:
+                    list(convert.run())
+            done = convert.conversion
+            left = [(key.directory, "Permission denied") for key in (KEY, NEIGHBOUR)]
+            assert sorted(done.unreadable) == left
+            assert (done.unreadable_count, done.converted, done.format) == (2, 1, 3)
+
+        def finish() -> None:
+            done = converted(path, codec)
+            assert (done.unreadable, done.converted, done.format) == ([], 1, FORMAT_OF[codec])
+
+        assert as_nobody(act) == 0
+        assert not (path / STAGE_DIRECTORY).exists()
+        closed.chmod(0o700)
+        kept.chmod(0o700)
+        assert shown(Disk(), str(path)) == EXPECTED
+        assert as_nobody(finish) == 0
+        assert shown(Disk(), str(path)) == EXPECTED
 
 
 def test_what_is_held_or_no_ready_store_is_refused(tmp_path: Path) -> None:

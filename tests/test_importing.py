@@ -29,6 +29,8 @@ from tagfs.names import BASE, STAGE_DIRECTORY, VERSION_SENTINEL, RepositoryKey
 from tagfs.sources import SourceCut
 from tests.support.daemon import eventually
 from tests.support.faulty_disk import Fault, FaultyDisk, PowerCut, Wrong
+from tests.support.places import fast_directory
+from tests.support.rights import as_nobody, belongs_to_nobody
 from tests.support.simulated_disk import SimulatedDisk
 from tests.support.stores import KEY, LARGE, NEIGHBOUR, OTHER_LARGE, SMALL, STRANGER, THRESHOLD, contents, open_store
 
@@ -357,15 +359,15 @@ def test_a_store_that_is_held_or_none_is_not_touched(tmp_path: Path) -> None:
         imported(tmp_path / "home" / "letter", source)
 
 
-class _Locked(Disk):
-    """Its owner is somebody else in one directory."""
+class _Failing(Disk):
+    """It has lost one directory."""
 
     def open_below(self, directory: int, path: str) -> int:
         raise OSError(errno.ENOSYS, "a kernel without openat2")
 
     def open_dir(self, directory: int, name: str) -> int:
         if name == KEY.name:
-            raise PermissionError(errno.EACCES, "Permission denied", name)
+            raise OSError(errno.EIO, "Input/output error", name)
         return super().open_dir(directory, name)
 
 
@@ -373,11 +375,40 @@ def test_an_error_of_the_disk_names_the_whole_path(tmp_path: Path) -> None:
     store = tmp_path / "store"
     source = as_shown(tmp_path / "source")
     imported(store, source)
-    with pytest.raises(PermissionError) as importing:
-        imported(store, source, disk=_Locked())
-    with pytest.raises(PermissionError) as converting, closing(Convert(str(store), "gzip", 0, LIMIT, _Locked())) as run:
-        list(run.run())
-    assert importing.value.filename == converting.value.filename == f"{store}/{KEY.directory}"
+    with pytest.raises(OSError, match="Input/output error") as importing:
+        imported(store, source, disk=_Failing())
+    converting = Convert(str(store), "gzip", 0, LIMIT, _Failing())
+    with pytest.raises(OSError, match="Input/output error") as convert, closing(converting):
+        list(converting.run())
+    assert importing.value.filename == convert.value.filename == f"{store}/{KEY.directory}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to be another user takes root")
+def test_what_may_not_be_entered_is_named_and_costs_the_others_nothing() -> None:
+    with fast_directory() as path:
+        store, source = path / "store", as_shown(path / "source")
+        store.mkdir()
+        made = open_store(Disk(), str(store))
+        made.replace(KEY, OTHER_LARGE)
+        made.replace(NEIGHBOUR, LARGE)
+        made.close()
+        belongs_to_nobody(path)
+        modes = {source / STRANGER.directory: 0o000, store / KEY.directory: 0o500, store / NEIGHBOUR.directory: 0o000}
+        for directory, mode in modes.items():
+            directory.chmod(mode)
+
+        def act() -> None:
+            done = imported(store, source)
+            assert {(one.path, one.reason) for one in done.refused} == {
+                (str(directory), "Permission denied") for directory in modes
+            }
+            assert (done.refused_count, done.added, done.replaced, done.unchanged) == (3, 1, 0, 0)
+
+        assert as_nobody(act) == 0
+        for directory in modes:
+            directory.chmod(0o700)
+        assert shown(Disk(), store) == {str(KEY): OTHER_LARGE, str(NEIGHBOUR): LARGE, "apps/none.at-all": b""}
+        assert not (store / STAGE_DIRECTORY).exists()
 
 
 def test_a_source_without_a_list_is_told(tmp_path: Path) -> None:
