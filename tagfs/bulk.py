@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
 from tagfs.directory import DirectoryStore
-from tagfs.durability import Blocking, Unsynced, Work
+from tagfs.durability import Blocking, Unsynced, Work, error_of
 from tagfs.names import RepositoryKey
 from tagfs.store import Stage, Version
 
@@ -116,12 +116,4 @@ class Bulk:
             with suppress(OSError):
                 disk.sync_filesystem(self._store.root)
                 return [None] * len(group)
-        return [_error_of(one) for one in group]
-
-
-def _error_of(one: Blocking) -> Exception | None:
-    try:
-        one.do()
-    except Exception as error:
-        return error
-    return None
+        return [error_of(one) for one in group]

@@ -14,7 +14,7 @@ from typing import Any
 
 import trio
 
-from tagfs.durability import Call, Unsynced, Work, finished
+from tagfs.durability import Call, Unsynced, Work, done_from
 from tagfs.errors import CommitUncertain, TagfsError
 from tagfs.handles import HEAVY, Step
 from tagfs.lanes import Lanes
@@ -177,7 +177,7 @@ class Commits:
             else:
                 if self._depth == 1 and isinstance(blocking, Unsynced):
                     # Nothing to share a sync with: a thread does all that is left, and is waited for once.
-                    pending.work = _called(partial(finished, pending.work, blocking))
+                    pending.work = _called(partial(done_from, pending.work, blocking))
                     blocking = next(pending.work)
                 self._lanes.add(blocking, partial(self._go_on, key, line))
                 return

@@ -74,7 +74,7 @@ class Together:
                 self._is_able = False
             finally:
                 self._note(self._clock() - began)
-        return [_error_of(one) for one in group]
+        return [error_of(one) for one in group]
 
     def _note(self, seconds: float) -> None:
         if seconds > SLOW:
@@ -113,10 +113,10 @@ def done(work: Work[_T]) -> _T:
     except StopIteration as end:
         result: _T = end.value
         return result
-    return finished(work, blocking)
+    return done_from(work, blocking)
 
 
-def finished(work: Work[_T], blocking: Blocking) -> _T:
+def done_from(work: Work[_T], blocking: Blocking) -> _T:
     """Do here and now what is left of a work, from `blocking` on, which it has yielded; -> its result."""
     try:
         while True:
@@ -135,10 +135,11 @@ def do_all(group: Sequence[Blocking]) -> list[Exception | None]:
     """Do what blocks; -> for each its error.  More than one at once are `Unsynced` of the same file system."""
     if len(group) > 1 and isinstance(group[0], Unsynced):
         return group[0].together.sync([one for one in group if isinstance(one, Unsynced)])
-    return [_error_of(one) for one in group]
+    return [error_of(one) for one in group]
 
 
-def _error_of(one: Blocking) -> Exception | None:
+def error_of(one: Blocking) -> Exception | None:
+    """Do what blocks; -> its error."""
     try:
         one.do()
     except Exception as error:
