@@ -73,9 +73,9 @@ class Check(Visitor):
         self._limit = limit
         self._is_repairing = is_repairing
         self._settling_seconds = settling_seconds
+        self._root = (take if is_repairing else open_store)(self._disk, path)
         # A writer's stages and hidden lists are its own business.
         self._is_held = not is_repairing and is_held(self._disk, path)
-        self._root = (take if is_repairing else open_store)(self._disk, path)
         self._codecs: tuple[Codec, ...] = CODECS
         self._unusual_modes = 0
         self._first_unusual_mode = ""

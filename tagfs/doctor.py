@@ -14,7 +14,7 @@ from contextlib import suppress
 from tagfs import machine, mountpoint, sentinel
 from tagfs.disk import Disk
 from tagfs.errors import MountRefused, StoreRefused
-from tagfs.holder import holder_of, is_held, open_store
+from tagfs.holder import holder_of, is_held, open_outside
 from tagfs.mountpoint import FSTYPE, Mounted
 from tagfs.names import BASE
 from tagfs.remarks import Remark, fail, harmless, ok, warn
@@ -55,7 +55,7 @@ def of_store(path: str) -> Iterator[Remark]:
         yield fail("store", f"{path} is in a mount of {inside.source}", f"name the store: {inside.source}")
         return
     try:
-        root = open_store(disk, path)
+        root = open_outside(disk, path)
     except StoreRefused as error:
         told, _, cure = str(error).partition(": ")
         yield fail("store", told, cure or "name the directory that holds the lists")

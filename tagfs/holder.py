@@ -25,8 +25,13 @@ def require_no_mount(path: str) -> None:
 
 
 def open_store(disk: Disk, path: str) -> int:
-    """The descriptor of the directory at `path`; StoreRefused where it cannot be one."""
+    """The descriptor of the directory at `path`; StoreRefused where that can be no store."""
     require_no_mount(path)
+    return open_outside(disk, path)
+
+
+def open_outside(disk: Disk, path: str) -> int:
+    """The same, where it is known that `path` is in no mount of tagfs."""
     try:
         return disk.open_root(path)
     except FileNotFoundError:
@@ -55,8 +60,9 @@ def lock(disk: Disk, root: int, path: str) -> None:
 
 
 def is_held(disk: Disk, path: str) -> bool:
-    """Whether a writer has the store now.  Tries its lock for a moment: a writer in another container is seen too."""
-    root = open_store(disk, path)
+    """Whether a writer has a store that was opened, now.  Tries its lock for a moment: a writer in another container is
+    seen too."""
+    root = open_outside(disk, path)
     try:
         return not disk.lock(root)
     finally:
