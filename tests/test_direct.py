@@ -32,24 +32,20 @@ from tagfs.stateless import StatelessTree
 from tagfs.timings import Timings
 from tagfs.tree import View
 from tests.support import wire as kernel
+from tests.support.asked import KEY, Asked, serving
 from tests.support.beneath import directory_store, no_descriptor_left, put
 from tests.support.places import fast_directory
 from tests.support.stores import unready_at
 
-KEY = RepositoryKey("team", "app")
 PLAIN = b"v1\nv2\n"
 PINS = 16
 
 
-class Asked:
-    """A channel that this test asks in the kernel's place."""
+class Reading(Asked[Direct]):
+    """The channel of a read-only mount of a store with one list."""
 
     def __init__(self, is_ready: bool = True) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.kernel = ours
-        self.kernel.setblocking(False)
-        self.channel = Direct(7, 8)
-        self.channel.take(theirs.detach())
+        super().__init__(Direct(7, 8))
         self.store = MemoryStore()
         self.store.replace(KEY, PLAIN)
         self.tree = StatelessTree(self.store, View(None, lambda path, above=None: True), PINS)
@@ -60,40 +56,10 @@ class Asked:
         self.channel.tree = self.tree
         self.channel.waiting = None
 
-    def close(self) -> None:
-        self.kernel.close()
-        self.channel.close()
-
-    def ask(self, request: bytes) -> kernel.Reply:
-        """The one answer to a request."""
-        self.channel.answer(request)
-        reply = kernel.Reply.parse(self.kernel.recv(1 << 21))
-        assert reply.unique == 2
-        assert not self.has_said_more()
-        return reply
-
-    def has_said_more(self) -> bool:
-        try:
-            self.kernel.recv(1 << 21)
-        except BlockingIOError:
-            return False
-        return True
-
-    def lookup(self, *names: str) -> kernel.Entry:
-        entry = kernel.Entry(ROOT_ID, 0, 0, 0)
-        for name in names:
-            reply = self.ask(kernel.lookup(entry.node, name.encode()))
-            assert reply.number == 0
-            entry = kernel.Entry.parse(reply.body)
-        return entry
-
-    def directory(self) -> int:
-        return self.lookup(BASE, "team", "app").node
-
 
 @pytest.fixture
-def asked() -> Iterator[Asked]:
-    one = Asked()
+def asked() -> Iterator[Reading]:
+    one = Reading()
     yield one
     one.close()
 
@@ -101,7 +67,7 @@ def asked() -> Iterator[Asked]:
 # -- answers
 
 
-def test_a_list_is_looked_up_and_read(asked: Asked) -> None:
+def test_a_list_is_looked_up_and_read(asked: Reading) -> None:
     entry = asked.lookup(BASE, "team", "app", "tags.txt")
     assert (entry.mode, entry.size, entry.kept) == (stat.S_IFREG | 0o444, len(PLAIN), 1_000_000_000)
     assert asked.ask(kernel.read(entry.node, 0, 4096)).body == PLAIN
@@ -109,12 +75,12 @@ def test_a_list_is_looked_up_and_read(asked: Asked) -> None:
     assert asked.ask(kernel.read(entry.node, 100, 2)).body == b""
 
 
-def test_a_missing_name_may_be_kept_as_missing(asked: Asked) -> None:
+def test_a_missing_name_may_be_kept_as_missing(asked: Reading) -> None:
     reply = asked.ask(kernel.lookup(asked.directory(), b"other"))
     assert (reply.number, struct.unpack_from("<QQQ", reply.body)) == (0, (0, 0, 1_000_000_000))
 
 
-def test_a_listing_has_entries_and_ends(asked: Asked) -> None:
+def test_a_listing_has_entries_and_ends(asked: Reading) -> None:
     found = kernel.records(asked.ask(kernel.readdirplus(ROOT_ID)).body)
     assert [(name, kind) for name, _, kind, _ in found] == [(b".storage-version", 8), (BASE.encode(), 4)]
     assert asked.ask(kernel.readdirplus(ROOT_ID, found[-1][1])).body == b""
@@ -124,7 +90,7 @@ def test_a_listing_has_entries_and_ends(asked: Asked) -> None:
     assert (name, kind) == (b"team", 4)
 
 
-def test_a_listing_goes_on_where_the_room_ended(asked: Asked) -> None:
+def test_a_listing_goes_on_where_the_room_ended(asked: Reading) -> None:
     for number in range(50):
         asked.store.replace(RepositoryKey("team", f"app-{number:02}"), PLAIN)
     node = asked.lookup(BASE, "team").node
@@ -136,7 +102,7 @@ def test_a_listing_goes_on_where_the_room_ended(asked: Asked) -> None:
     assert names == [b"app", *(b"app-%02d" % number for number in range(50))]
 
 
-def test_a_listing_that_fails_gives_what_it_has_counted(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listing_that_fails_gives_what_it_has_counted(asked: Reading, monkeypatch: pytest.MonkeyPatch) -> None:
     asked.store.replace(RepositoryKey("team", "web"), PLAIN)
     team = asked.lookup(BASE, "team").node
     monkeypatch.setattr(asked.store, "directory_mtime_ns", unready_at("web"))
@@ -148,7 +114,7 @@ def test_a_listing_that_fails_gives_what_it_has_counted(asked: Asked, monkeypatc
 
 
 @pytest.mark.parametrize("ask", [kernel.readdir, kernel.readdirplus])
-def test_a_listing_goes_on_behind_any_number_of_names_that_went(asked: Asked, ask: Any) -> None:
+def test_a_listing_goes_on_behind_any_number_of_names_that_went(asked: Reading, ask: Any) -> None:
     keys = [RepositoryKey("team", f"app-{number:02}") for number in range(50)]
     for key in keys:
         asked.store.replace(key, PLAIN)
@@ -161,7 +127,7 @@ def test_a_listing_goes_on_behind_any_number_of_names_that_went(asked: Asked, as
     assert [name for name, *_ in found] == [b"app-49"]
 
 
-def test_each_entry_is_one_reference_and_each_plain_name_none(asked: Asked) -> None:
+def test_each_entry_is_one_reference_and_each_plain_name_none(asked: Reading) -> None:
     node = asked.lookup(BASE, "team").node
     before = len(asked.tree.inodes)
     asked.ask(kernel.readdir(node))
@@ -173,7 +139,7 @@ def test_each_entry_is_one_reference_and_each_plain_name_none(asked: Asked) -> N
     assert not asked.has_said_more()
 
 
-def test_references_are_taken_back_without_an_answer(asked: Asked) -> None:
+def test_references_are_taken_back_without_an_answer(asked: Reading) -> None:
     ids = [asked.lookup(BASE).node, asked.lookup(BASE, "team").node]
     asked.channel.answer(kernel.batch_forget((ids[0], 2), (ids[1], 1)))
     assert not asked.has_said_more()
@@ -181,16 +147,16 @@ def test_references_are_taken_back_without_an_answer(asked: Asked) -> None:
 
 
 @pytest.mark.parametrize("opcode", [14, 27, 25, 34, 22, 23, 36, 46, 39, 40, 52, 9999, 0xFFFFFFFF])
-def test_what_the_kernel_can_do_without_it_is_told_so_once(asked: Asked, opcode: int) -> None:
+def test_what_the_kernel_can_do_without_it_is_told_so_once(asked: Reading, opcode: int) -> None:
     assert asked.ask(kernel.request(opcode)).number == errno.ENOSYS
 
 
 @pytest.mark.parametrize("opcode", sorted(wire.CHANGING))
-def test_every_change_is_refused(asked: Asked, opcode: int) -> None:
+def test_every_change_is_refused(asked: Reading, opcode: int) -> None:
     assert asked.ask(kernel.request(opcode, 1, bytes(64))).number == errno.EROFS
 
 
-def test_a_kernel_that_opens_all_the_same_is_answered(asked: Asked) -> None:
+def test_a_kernel_that_opens_all_the_same_is_answered(asked: Reading) -> None:
     assert asked.ask(kernel.init(flags=0)).number == 0
     for opcode in (14, 27):
         reply = asked.ask(kernel.request(opcode, 1, bytes(8)))
@@ -199,15 +165,15 @@ def test_a_kernel_that_opens_all_the_same_is_answered(asked: Asked) -> None:
         assert asked.ask(kernel.request(opcode, 1, bytes(24))).number == 0
 
 
-def test_attributes_of_the_root_are_there_before_the_store(asked: Asked) -> None:
-    waiting = Asked(is_ready=False)
+def test_attributes_of_the_root_are_there_before_the_store(asked: Reading) -> None:
+    waiting = Reading(is_ready=False)
     for one in (asked, waiting):
         reply = one.ask(kernel.getattr_(ROOT_ID))
         assert struct.unpack_from("<I", reply.body, 16 + 60) == (stat.S_IFDIR | 0o555,)
     waiting.close()
 
 
-def test_while_the_store_is_not_ready_names_wait_and_what_is_open_is_read(asked: Asked) -> None:
+def test_while_the_store_is_not_ready_names_wait_and_what_is_open_is_read(asked: Reading) -> None:
     entry, directory = asked.lookup(BASE, "team", "app", "tags.txt"), asked.directory()
     asked.channel.waiting = "it is being wiped"
     for request in (
@@ -222,7 +188,7 @@ def test_while_the_store_is_not_ready_names_wait_and_what_is_open_is_read(asked:
 
 
 def test_nothing_is_there_before_the_store() -> None:
-    one = Asked(is_ready=False)
+    one = Reading(is_ready=False)
     assert one.ask(kernel.lookup(ROOT_ID, BASE.encode())).number == errno.EAGAIN
     assert one.ask(kernel.read(5, 0, 10)).number == errno.ESTALE
     one.channel.answer(kernel.forget(5, 1))
@@ -242,7 +208,7 @@ def test_nothing_is_there_before_the_store() -> None:
     ],
 )
 def test_every_error_is_an_answer(
-    asked: Asked, error: Exception, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    asked: Reading, error: Exception, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: Any) -> None:
         raise error
@@ -252,7 +218,7 @@ def test_every_error_is_an_answer(
         assert asked.ask(kernel.read(1, 0, 10)).number == number
 
 
-def test_requests_are_counted_by_name(asked: Asked) -> None:
+def test_requests_are_counted_by_name(asked: Reading) -> None:
     asked.lookup(BASE, "team")
     asked.ask(kernel.request(39))
     asked.ask(kernel.request(9999))
@@ -260,7 +226,7 @@ def test_requests_are_counted_by_name(asked: Asked) -> None:
     assert asked.channel.requests == {"lookup": 2, "forget": 1, "other": 2}
 
 
-def test_requests_are_timed_where_that_is_asked_for(asked: Asked) -> None:
+def test_requests_are_timed_where_that_is_asked_for(asked: Reading) -> None:
     timings = Timings()
     asked.channel.measure(timings)
     asked.lookup(BASE)
@@ -276,7 +242,7 @@ def test_requests_are_timed_where_that_is_asked_for(asked: Asked) -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_leave_it_answering(raw: bytes) -> None:
-    one = Asked()
+    one = Reading()
     logging.disable(logging.CRITICAL)
     try:
         one.channel.answer(raw)
@@ -291,7 +257,7 @@ def test_any_bytes_leave_it_answering(raw: bytes) -> None:
 @example(42, 0, b"\0\0\0\1\0\0\0\0")
 @example(2, 1, b"")
 def test_any_body_of_any_request_has_one_answer_but_of_a_forget(opcode: int, node: int, body: bytes) -> None:
-    one = Asked()
+    one = Reading()
     logging.disable(logging.CRITICAL)
     try:
         if opcode in (2, 42):
@@ -308,30 +274,17 @@ def test_any_body_of_any_request_has_one_answer_but_of_a_forget(opcode: int, nod
 # -- the loop
 
 
-@asynccontextmanager
-async def serving(asked: Asked) -> AsyncIterator[None]:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(asked.channel.serve)
-        yield
-        asked.channel.terminate()
-
-
-async def answer_of(asked: Asked) -> kernel.Reply:
-    await trio.lowlevel.wait_readable(asked.kernel)
-    return kernel.Reply.parse(asked.kernel.recv(1 << 21))
-
-
-async def test_requests_are_answered_in_their_order(asked: Asked) -> None:
+async def test_requests_are_answered_in_their_order(asked: Reading) -> None:
     async with serving(asked):
         for unique in range(2, 200, 2):
             asked.kernel.send(kernel.request(17, unique=unique))
             if unique % 3 == 0:
                 await trio.lowlevel.checkpoint()
         for unique in range(2, 200, 2):
-            assert (await answer_of(asked)).unique == unique
+            assert (await asked.answer()).unique == unique
 
 
-async def test_other_tasks_have_their_turn_beside_any_number_of_requests(asked: Asked) -> None:
+async def test_other_tasks_have_their_turn_beside_any_number_of_requests(asked: Reading) -> None:
     ends = threading.Event()
 
     def flood() -> None:
@@ -348,7 +301,7 @@ async def test_other_tasks_have_their_turn_beside_any_number_of_requests(asked: 
         ends.set()
 
 
-async def test_what_is_attended_has_its_turn_beside_any_number_of_requests(asked: Asked) -> None:
+async def test_what_is_attended_has_its_turn_beside_any_number_of_requests(asked: Reading) -> None:
     """Without a turn of any other task: what would wake them is not looked at before."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     here.setblocking(False)
@@ -369,17 +322,17 @@ async def test_what_is_attended_has_its_turn_beside_any_number_of_requests(asked
                 assert seen == [b""]  # at once: what was there before is no news to the descriptor
                 there.send(b"one")
                 asked.kernel.send(kernel.request(17))
-                await answer_of(asked)
+                await asked.answer()
                 there.send(b"the last")
             there.send(b"after it")
             asked.kernel.send(kernel.request(17))
-            await answer_of(asked)
+            await asked.answer()
     assert seen == [b"", b"one", b"the last"]
     here.close()
     there.close()
 
 
-async def test_what_nobody_attends_any_more_is_left_alone(asked: Asked) -> None:
+async def test_what_nobody_attends_any_more_is_left_alone(asked: Reading) -> None:
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     async with serving(asked):
         with trio.move_on_after(0.01) as scope:
@@ -387,7 +340,7 @@ async def test_what_nobody_attends_any_more_is_left_alone(asked: Asked) -> None:
         assert scope.cancelled_caught
         there.send(b"one")
         asked.kernel.send(kernel.request(17))
-        await answer_of(asked)
+        await asked.answer()
         await asked.channel.attend(here.fileno(), lambda: False)  # and it may be attended again
     assert here.recv(100) == b"one"
     here.close()
@@ -395,13 +348,13 @@ async def test_what_nobody_attends_any_more_is_left_alone(asked: Asked) -> None:
 
 
 async def test_what_is_kept_for_the_next_request_goes_where_none_comes(
-    asked: Asked, mock_clock: trio.testing.MockClock
+    asked: Reading, mock_clock: trio.testing.MockClock
 ) -> None:
     node = asked.lookup(BASE, "team", "app", "tags.txt").node
     async with serving(asked):
         for _ in range(2):
             asked.kernel.send(kernel.read(node, 0, 2))
-            await answer_of(asked)
+            await asked.answer()
             for is_kept in (True, False):
                 assert (asked.tree._parts.get(node) is not None) == is_kept
                 await trio.testing.wait_all_tasks_blocked()
@@ -409,7 +362,7 @@ async def test_what_is_kept_for_the_next_request_goes_where_none_comes(
                 await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_it_ends_with_the_device(asked: Asked) -> None:
+async def test_it_ends_with_the_device(asked: Reading) -> None:
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(asked.channel.serve)
@@ -428,7 +381,7 @@ async def test_it_ends_with_a_device_that_cannot_be_read(caplog: pytest.LogCaptu
     ]
 
 
-def test_a_listing_is_answered_in_pieces_however_much_room_there_is(asked: Asked) -> None:
+def test_a_listing_is_answered_in_pieces_however_much_room_there_is(asked: Reading) -> None:
     for number in range(1000):
         asked.store.replace(RepositoryKey("team", f"app-{number:03}"), PLAIN)
     found = kernel.records(asked.ask(kernel.readdirplus(asked.lookup(BASE, "team").node, size=1 << 20)).body)

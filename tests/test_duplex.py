@@ -9,7 +9,6 @@ import stat
 import struct
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -30,9 +29,9 @@ from tagfs.replacing import WritableTree
 from tagfs.store import Stage, Version
 from tagfs.timings import Timings
 from tests.support import wire as kernel
+from tests.support.asked import KEY, Asked, serving
 from tests.support.stores import unready_at
 
-KEY = RepositoryKey("team", "app")
 OTHER = RepositoryKey("team", "web")
 PLAIN = b"v1\nv2\n"
 LIMIT = 1 << 20
@@ -56,60 +55,22 @@ class Gated(MemoryStore):
         return super().publish(stage, mtime_ns)
 
 
-class Asked:
-    """A channel that this test asks in the kernel's place."""
+class Writing(Asked[Duplex]):
+    """The channel of a read-write mount of a store with two lists."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.kernel = ours
-        self.kernel.setblocking(False)
         self.store = Gated()
         for key in (KEY, OTHER):
             self.store.replace(key, PLAIN)
         self.commits = Commits(nursery)
-        self.channel = Duplex(7, 8, self.commits)
-        self.channel.take(theirs.detach())
+        super().__init__(Duplex(7, 8, self.commits))
         self.channel.tree = WritableTree(self.store, LIMIT)
         self.channel.waiting = None
-
-    def close(self) -> None:
-        self.kernel.close()
-        self.channel.close()
-
-    def ask(self, request: bytes) -> kernel.Reply:
-        """The answer to a request that has nothing to wait for."""
-        self.channel.answer(request)
-        return self.answered()
-
-    def answered(self) -> kernel.Reply:
-        return kernel.Reply.parse(self.kernel.recv(1 << 21))
-
-    def has_said_more(self) -> bool:
-        try:
-            self.answered()
-        except BlockingIOError:
-            return False
-        return True
-
-    async def answer(self) -> kernel.Reply:
-        await trio.lowlevel.wait_readable(self.kernel)
-        return self.answered()
 
     async def later(self, request: bytes) -> kernel.Reply:
         """The answer to a request that may wait."""
         self.channel.answer(request)
         return await self.answer()
-
-    def lookup(self, *names: str) -> kernel.Entry:
-        entry = kernel.Entry(ROOT_ID, 0, 0, 0)
-        for name in names:
-            reply = self.ask(kernel.lookup(entry.node, name.encode()))
-            assert reply.number == 0
-            entry = kernel.Entry.parse(reply.body)
-        return entry
-
-    def directory(self, key: RepositoryKey = KEY) -> int:
-        return self.lookup(BASE, key.namespace, key.name).node
 
     def create(self, name: bytes, key: RepositoryKey = KEY) -> tuple[int, int]:
         """-> (node, handle)."""
@@ -133,9 +94,9 @@ class Asked:
 
 
 @pytest.fixture
-async def asked(nursery: trio.Nursery) -> AsyncIterator[Asked]:
+async def asked(nursery: trio.Nursery) -> AsyncIterator[Writing]:
     """Tasks of its requests are the test's."""
-    one = Asked(nursery)
+    one = Writing(nursery)
     one.channel._nursery = nursery
     yield one
     one.store.gate.set()
@@ -143,18 +104,10 @@ async def asked(nursery: trio.Nursery) -> AsyncIterator[Asked]:
     one.close()
 
 
-@asynccontextmanager
-async def serving(asked: Asked) -> AsyncIterator[None]:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(asked.channel.serve)
-        yield
-        asked.channel.terminate()
-
-
 # -- answers
 
 
-async def test_init_is_answered_as_libfuse_did(asked: Asked) -> None:
+async def test_init_is_answered_as_libfuse_did(asked: Writing) -> None:
     """Big and whole writes, O_TRUNC with OPEN, listings with entries; no cache of writes, no locks, no export."""
     fields = struct.unpack_from("<IIIIHHIIHH", asked.ask(kernel.init()).body)
     assert fields[:2] == (7, 31)
@@ -164,7 +117,7 @@ async def test_init_is_answered_as_libfuse_did(asked: Asked) -> None:
     assert wirewrite.BUFFER_SIZE >= wirewrite.MAX_WRITE + 80
 
 
-async def test_a_list_is_written_in_place_and_read(asked: Asked) -> None:
+async def test_a_list_is_written_in_place_and_read(asked: Writing) -> None:
     node = asked.lookup(BASE, "team", "app", "tags.txt").node
     reply = asked.ask(kernel.open_(node, os.O_WRONLY | os.O_TRUNC))
     handle, flags = struct.unpack_from("<QI", reply.body)
@@ -177,7 +130,7 @@ async def test_a_list_is_written_in_place_and_read(asked: Asked) -> None:
     assert asked.content() == b"v3\n"
 
 
-async def test_a_rename_is_answered_when_it_is_committed(asked: Asked) -> None:
+async def test_a_rename_is_answered_when_it_is_committed(asked: Writing) -> None:
     asked.scratch(b"v3\n")
     directory = asked.directory()
     asked.store.gate.clear()
@@ -189,7 +142,7 @@ async def test_a_rename_is_answered_when_it_is_committed(asked: Asked) -> None:
     assert asked.content() == b"v3\n"
 
 
-async def test_a_rename_with_flags(asked: Asked) -> None:
+async def test_a_rename_with_flags(asked: Writing) -> None:
     asked.scratch(b"v3\n")
     directory = asked.directory()
     assert asked.ask(kernel.rename2(directory, b"tags.txt1", directory, TAGS, 1)).number == errno.EEXIST
@@ -198,7 +151,7 @@ async def test_a_rename_with_flags(asked: Asked) -> None:
     assert (await asked.later(kernel.rename2(directory, b"tags.txt1", directory, TAGS, 0))).number == 0
 
 
-async def test_what_waits_for_a_key_goes_on_when_it_is_quiet_and_others_do_not_wait(asked: Asked) -> None:
+async def test_what_waits_for_a_key_goes_on_when_it_is_quiet_and_others_do_not_wait(asked: Writing) -> None:
     asked.scratch(b"v3\n")
     directory, other = asked.directory(), asked.directory(OTHER)
     asked.store.gate.clear()
@@ -211,7 +164,7 @@ async def test_what_waits_for_a_key_goes_on_when_it_is_quiet_and_others_do_not_w
     assert kernel.Entry.parse((await asked.answer()).body).size == 3
 
 
-async def test_fsync_is_answered_when_it_is_durable(asked: Asked) -> None:
+async def test_fsync_is_answered_when_it_is_durable(asked: Writing) -> None:
     node, handle = asked.create(TAGS)
     asked.ask(kernel.write(node, handle, 0, b"v3\n"))
     asked.store.gate.clear()
@@ -225,7 +178,7 @@ async def test_fsync_is_answered_when_it_is_durable(asked: Asked) -> None:
     asked.ask(kernel.release(node, handle))
 
 
-async def test_a_close_waits_while_too_many_commits_do(asked: Asked) -> None:
+async def test_a_close_waits_while_too_many_commits_do(asked: Writing) -> None:
     node, handle = asked.create(TAGS)
     asked.ask(kernel.write(node, handle, 0, b"v3\n"))
     gate = threading.Event()
@@ -240,7 +193,7 @@ async def test_a_close_waits_while_too_many_commits_do(asked: Asked) -> None:
     asked.ask(kernel.release(node, handle))
 
 
-async def test_sizes_and_times_are_set(asked: Asked) -> None:
+async def test_sizes_and_times_are_set(asked: Writing) -> None:
     def node() -> int:
         return asked.lookup(BASE, "team", "app", "tags.txt").node
 
@@ -253,7 +206,7 @@ async def test_sizes_and_times_are_set(asked: Asked) -> None:
     assert asked.ask(kernel.setattr_(node(), size=100)).number == errno.EINVAL
 
 
-async def test_size_and_time_of_what_is_open_are_set_together(asked: Asked) -> None:
+async def test_size_and_time_of_what_is_open_are_set_together(asked: Writing) -> None:
     node, handle = asked.create(TAGS)
     asked.ask(kernel.write(node, handle, 0, b"v1\nv2\nv3\n"))
     assert asked.ask(kernel.setattr_(node, size=6, mtime_ns=5_000_000_007, handle=handle)).number == 0
@@ -263,7 +216,7 @@ async def test_size_and_time_of_what_is_open_are_set_together(asked: Asked) -> N
     assert (asked.store.read(KEY), asked.store.examine(KEY).mtime_ns) == (PLAIN, 5_000_000_007)
 
 
-async def test_directories(asked: Asked) -> None:
+async def test_directories(asked: Writing) -> None:
     team = asked.lookup(BASE, "team").node
     assert kernel.Entry.parse(asked.ask(kernel.mkdir(team, b"new")).body).mode == stat.S_IFDIR | 0o755
     handle = struct.unpack_from("<Q", asked.ask(kernel.request(27, team, bytes(8))).body)[0]
@@ -277,7 +230,7 @@ async def test_directories(asked: Asked) -> None:
     assert asked.ask(kernel.unlink(ROOT_ID, b".storage-version")).number == errno.EPERM
 
 
-async def test_a_listing_that_fails_gives_what_it_has_counted(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_listing_that_fails_gives_what_it_has_counted(asked: Writing, monkeypatch: pytest.MonkeyPatch) -> None:
     team = asked.lookup(BASE, "team").node
     handle = struct.unpack_from("<Q", asked.ask(kernel.request(27, team, bytes(8))).body)[0]
     monkeypatch.setattr(asked.store, "directory_mtime_ns", unready_at("web"))
@@ -288,7 +241,7 @@ async def test_a_listing_that_fails_gives_what_it_has_counted(asked: Asked, monk
     assert asked.ask(kernel.getattr_(entry.node)).number == errno.ESTALE
 
 
-async def test_a_removed_list_is_gone(asked: Asked) -> None:
+async def test_a_removed_list_is_gone(asked: Writing) -> None:
     directory = asked.directory()
     assert (await asked.later(kernel.unlink(directory, TAGS))).number == 0
     with pytest.raises(ListMissing):
@@ -297,7 +250,7 @@ async def test_a_removed_list_is_gone(asked: Asked) -> None:
     assert asked.ask(kernel.unlink(directory, TAGS)).number == errno.ENOENT
 
 
-async def test_extended_attributes(asked: Asked) -> None:
+async def test_extended_attributes(asked: Writing) -> None:
     node = asked.lookup(BASE, "team", "app", "tags.txt").node
     assert asked.ask(kernel.getxattr(node, b"user.tagfs.count", 100)).body == b"2"
     assert asked.ask(kernel.getxattr(node, b"user.tagfs.count", 0)).body == struct.pack("<II", 1, 0)
@@ -311,16 +264,16 @@ async def test_extended_attributes(asked: Asked) -> None:
 
 
 @pytest.mark.parametrize("opcode", [6, 8, 13])
-async def test_links_and_devices_are_not_permitted(asked: Asked, opcode: int) -> None:
+async def test_links_and_devices_are_not_permitted(asked: Writing, opcode: int) -> None:
     assert asked.ask(kernel.request(opcode, asked.directory(), bytes(64))).number == errno.EPERM
 
 
 @pytest.mark.parametrize("opcode", [5, 28, 31, 34, 36, 39, 43, 46, 47, 51, 52, 9999, 0xFFFFFFFF])
-async def test_what_the_kernel_can_do_without_it_is_told_so_once(asked: Asked, opcode: int) -> None:
+async def test_what_the_kernel_can_do_without_it_is_told_so_once(asked: Writing, opcode: int) -> None:
     assert asked.ask(kernel.request(opcode)).number == errno.ENOSYS
 
 
-async def test_while_the_store_is_not_ready_names_wait_and_what_is_open_is_read(asked: Asked) -> None:
+async def test_while_the_store_is_not_ready_names_wait_and_what_is_open_is_read(asked: Writing) -> None:
     node = asked.lookup(BASE, "team", "app", "tags.txt").node
     handle = struct.unpack_from("<Q", asked.ask(kernel.open_(node)).body)[0]
     directory = asked.directory()
@@ -345,7 +298,7 @@ async def test_while_the_store_is_not_ready_names_wait_and_what_is_open_is_read(
     assert asked.ask(kernel.release(node, handle)).number == 0
 
 
-async def test_requests_are_timed_also_those_that_wait(asked: Asked) -> None:
+async def test_requests_are_timed_also_those_that_wait(asked: Writing) -> None:
     timings = Timings()
     asked.channel.measure(timings)
     asked.scratch(b"v3\n")
@@ -367,7 +320,7 @@ async def test_requests_are_timed_also_those_that_wait(asked: Asked) -> None:
 def test_any_body_of_any_request_has_one_answer_but_of_a_forget(opcode: int, node: int, body: bytes) -> None:
     async def ask() -> None:
         async with trio.open_nursery() as nursery:
-            one = Asked(nursery)
+            one = Writing(nursery)
             one.channel._nursery = nursery
             try:
                 one.directory()
@@ -390,7 +343,7 @@ def test_any_body_of_any_request_has_one_answer_but_of_a_forget(opcode: int, nod
 # -- the loop
 
 
-async def test_what_readers_ask_goes_before_what_writers_do(asked: Asked) -> None:
+async def test_what_readers_ask_goes_before_what_writers_do(asked: Writing) -> None:
     node, handle = asked.create(b"tags.txt1")
     for unique in range(2, 12, 2):
         asked.kernel.send(kernel.write(node, handle, 0, b"v3\n", unique=unique))
@@ -401,7 +354,7 @@ async def test_what_readers_ask_goes_before_what_writers_do(asked: Asked) -> Non
     assert got == [*range(102, 112, 2), *range(2, 12, 2)]
 
 
-async def test_writers_have_their_turn_beside_any_number_of_readers(asked: Asked) -> None:
+async def test_writers_have_their_turn_beside_any_number_of_readers(asked: Writing) -> None:
     node, handle = asked.create(b"tags.txt1")
     asked.kernel.send(kernel.write(node, handle, 0, b"v3\n", unique=2))
     for unique in range(102, 202, 2):
@@ -411,7 +364,7 @@ async def test_writers_have_their_turn_beside_any_number_of_readers(asked: Asked
     assert got.index(2) == duplex.AHEAD
 
 
-async def test_a_look_up_finds_the_commit_of_a_close_before_it(asked: Asked) -> None:
+async def test_a_look_up_finds_the_commit_of_a_close_before_it(asked: Writing) -> None:
     node, handle = asked.create(TAGS)
     asked.ask(kernel.write(node, handle, 0, b"v3\n"))
     asked.ask(kernel.flush(node, handle))
@@ -423,7 +376,7 @@ async def test_a_look_up_finds_the_commit_of_a_close_before_it(asked: Asked) -> 
         assert kernel.Entry.parse((await asked.answer()).body).size == 3
 
 
-async def test_more_requests_wait_at_once_than_pyfuse3_had_tasks(asked: Asked) -> None:
+async def test_more_requests_wait_at_once_than_pyfuse3_had_tasks(asked: Writing) -> None:
     asked.scratch(b"v3\n")
     directory = asked.directory()
     asked.store.gate.clear()
@@ -439,7 +392,7 @@ async def test_more_requests_wait_at_once_than_pyfuse3_had_tasks(asked: Asked) -
         assert sorted([(await asked.answer()).unique for _ in range(201)]) == [2, *range(1000, 1200)]
 
 
-async def test_beyond_a_bound_the_kernel_keeps_them(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_beyond_a_bound_the_kernel_keeps_them(asked: Writing, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplex, "MOST_HELD", 3)
     asked.scratch(b"v3\n")
     directory = asked.directory()
@@ -455,7 +408,7 @@ async def test_beyond_a_bound_the_kernel_keeps_them(asked: Asked, monkeypatch: p
         assert sorted([(await asked.answer()).unique for _ in range(4)]) == [2, 4, 6, 8]
 
 
-async def test_what_waits_is_answered_also_where_the_mount_ends(asked: Asked) -> None:
+async def test_what_waits_is_answered_also_where_the_mount_ends(asked: Writing) -> None:
     asked.scratch(b"v3\n")
     directory = asked.directory()
     asked.store.gate.clear()
@@ -470,7 +423,7 @@ async def test_what_waits_is_answered_also_where_the_mount_ends(asked: Asked) ->
         assert [(await asked.answer()).unique for _ in range(2)] == [2, 4]
 
 
-async def test_other_tasks_have_their_turn_beside_any_number_of_requests(asked: Asked) -> None:
+async def test_other_tasks_have_their_turn_beside_any_number_of_requests(asked: Writing) -> None:
     ends = threading.Event()
 
     def flood() -> None:
@@ -487,7 +440,7 @@ async def test_other_tasks_have_their_turn_beside_any_number_of_requests(asked: 
         ends.set()
 
 
-async def test_it_ends_with_the_device(asked: Asked) -> None:
+async def test_it_ends_with_the_device(asked: Writing) -> None:
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(asked.channel.serve)
@@ -495,7 +448,7 @@ async def test_it_ends_with_the_device(asked: Asked) -> None:
             asked.kernel.close()
 
 
-async def test_it_ends_with_a_device_that_cannot_be_read(asked: Asked, caplog: pytest.LogCaptureFixture) -> None:
+async def test_it_ends_with_a_device_that_cannot_be_read(asked: Writing, caplog: pytest.LogCaptureFixture) -> None:
     channel = Duplex(0, 0, asked.commits)
     channel.take(socket.socket().detach())
     with trio.fail_after(10):
@@ -506,7 +459,7 @@ async def test_it_ends_with_a_device_that_cannot_be_read(asked: Asked, caplog: p
     ]
 
 
-async def test_a_write_may_be_as_long_as_was_said(asked: Asked) -> None:
+async def test_a_write_may_be_as_long_as_was_said(asked: Writing) -> None:
     asked.channel.tree = WritableTree(asked.store, 4 * wirewrite.MAX_WRITE)
     node, handle = asked.create(b"tags.txt1")
     data: Any = b"v" * wirewrite.MAX_WRITE
