@@ -170,6 +170,20 @@ def test_a_component_starts_before_the_controller_and_leaves_the_rest_of_it(comp
 
 
 @pytest.mark.kubernetes
+@pytest.mark.parametrize("directory", [DEPLOY / "base", FLUX / "window", FLUX / "storage"], ids=lambda path: path.name)
+def test_the_port_of_the_metrics_is_opened_by_one_policy(directory: Path) -> None:
+    built = kustomized(directory)
+    (policy,) = (one["spec"] for one in built if one["kind"] == "NetworkPolicy")
+    assert policy["podSelector"] == {"matchLabels": {"tagfs.io/metrics": "true"}}
+    (pod,) = (one["spec"]["template"] for one in built if one["kind"] == "Deployment")
+    assert pod["metadata"]["labels"]["tagfs.io/metrics"] == "true"
+    ports = {port["name"]: port["containerPort"] for one in containers(pod) for port in one.get("ports", [])}
+    assert [one["port"] for one in policy["ingress"][0]["ports"]] == [ports["http-tagfs"]]
+    # Readers look for it on the nodes where Flux's controller is.
+    assert ("tagfs.io/serves" in pod["metadata"]["labels"]) == (directory != DEPLOY / "base")
+
+
+@pytest.mark.kubernetes
 def test_flux_writes_where_tagfs_shows_and_compresses_nothing() -> None:
     (deployment,) = (one for one in kustomized(FLUX / "storage") if one["kind"] == "Deployment")
     pod = deployment["spec"]["template"]["spec"]
