@@ -65,6 +65,7 @@ class Publishing(Writing):
         if not isinstance(opened, WriteHandle) or opened.writer.is_detached:
             return None
         key, writer = opened.node.key, opened.writer
+        writer.closed_at = next(self._closes)
         is_judged = writer.size < HEAVY
         try:
             plain = writer.take(is_judged)
@@ -103,7 +104,13 @@ class Publishing(Writing):
         key, writer = opened.node.key, opened.writer
         if writer.is_detached or (staged := writer.begin()) is None:
             return None
-        step = self._publication(key, staged, writer.requested_mtime_ns, opened.node, lambda: not writer.is_detached)
+
+        def is_wanted() -> bool:
+            # The kernel may tell of a release after others have closed, synchronised or renamed later than this one.
+            is_overtaken = writer.overtaken_at > writer.closed_at and not staged.appends
+            return not writer.is_detached and not is_overtaken
+
+        step = self._publication(key, staged, writer.requested_mtime_ns, opened.node, is_wanted, at=writer.closed_at)
 
         def settle(result: tuple[Version, bool] | None) -> None:
             if result is not None:
@@ -173,13 +180,16 @@ class Publishing(Writing):
         node: ListNode | None = None,
         is_wanted: Callable[[], bool] = lambda: True,
         is_judged: bool = True,
+        at: int | None = None,
     ) -> Step:
         """The step that makes what is staged (for an appender: the current list and it) the list of `key`, where it is
-        not judged yet unless that finds a fault.
+        not judged yet unless that finds a fault.  `at` is which of all closes it is of, None for one of now.
 
         Its result is the version and whether that is new; None where it was no longer wanted in its turn.
         """
         plain, stage = staged.plain, staged.stage
+        at = next(self._closes) if at is None else at
+        rivals = [handle.writer for handle in self._writers.get(key, ())]
 
         def work() -> Work[tuple[Version, bool] | None]:
             if not is_wanted():
@@ -202,6 +212,8 @@ class Publishing(Writing):
             if result is None:
                 return
             self.written.touch(key, time.monotonic())
+            for rival in rivals:
+                rival.overtaken_at = max(rival.overtaken_at, at)
             version, is_new = result
             if is_new:
                 self._uncertain.discard(key)

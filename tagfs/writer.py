@@ -49,6 +49,10 @@ class Writer:
         self.was_written = False
         """At least one write or truncation, as opposed to O_TRUNC alone."""
         self.is_closed = False
+        self.closed_at = 0
+        """Which of all closes its last one was so far; the kernel tells of each at once, and of the release late."""
+        self.overtaken_at = 0
+        """Which of them made the newest list that was committed since: an earlier one of this writer came before it."""
         self._poison: TagfsError | None = None
         self._screen = taglist.Screen()
         self._budget = budget

@@ -4,6 +4,7 @@ Owns: who has what open, what is shown of it before it is committed, scratch fil
 Does not know: errnos, trio, variants; what closing commits (`publishing`), how names change (`replacing`).
 """
 
+import itertools
 import logging
 import os
 import stat
@@ -74,6 +75,8 @@ class Writing(Tree):
         # INVARIANT: every scratch file that has a name or is open, by the id of its node.
         self._scratch_by_node: dict[int, Scratch] = {}
         self._writers: dict[RepositoryKey, list[WriteHandle]] = {}
+        # The order in which programs close, synchronise and rename, over all lists.
+        self._closes = itertools.count(1)
         # INVARIANT: (key, who) of each who was just refused a version that had been replaced.
         self._late: dict[tuple[RepositoryKey, int], _Late] = {}
         # INVARIANT: the keys whose list may not survive a power cut, so that writing the same again changes something.

@@ -360,6 +360,32 @@ def test_s60_hundreds_of_descriptors_closed_at_once(mount: Daemon) -> None:
     eventually(lambda: path.read_text() == "v299\n")
 
 
+def test_s60_a_close_that_is_told_late_undoes_nothing_that_came_after_it(mount: Daemon) -> None:
+    path = mount.make("app")
+    path.write_text("v1\n")
+    control = Path(f"/sys/fs/fuse/connections/{os.minor(mount.point.stat().st_dev)}/max_background")
+    if not os.access(control, os.W_OK):
+        pytest.skip("fusectl cannot be written, so the kernel cannot be made to tell late")
+    eventually(lambda: control.read_text() == "1024\n")  # as tagfs has set it
+    control.write_text("12\n")
+    code = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (2500, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+os.write(os.open(sys.argv[1], os.O_WRONLY | os.O_TRUNC), b"v2\\n")
+for _ in range(2000):
+    os.open(sys.argv[1], os.O_RDONLY)
+"""
+    subprocess.run([sys.executable, "-c", code, path], check=True)
+    (path.parent / "new").write_text("v3\n")
+    (path.parent / "new").rename(path)
+    assert path.read_text() == "v3\n"
+    # The kernel tells of closes in their order, so once one of now is known the late one was, too.
+    other = mount.make("other")
+    other.write_text("v1\n")
+    eventually(lambda: other.exists() and other.read_text() == "v1\n")
+    assert path.read_text() == "v3\n"
+
+
 def test_s61_the_size_of_an_inherited_descriptor(mount: Daemon) -> None:
     path = mount.make("app")
     path.write_text("v1\nv2\n")

@@ -269,6 +269,52 @@ def test_the_last_close_wins_whole(app: Driver) -> None:
     assert app.read() == b"v6\n"
 
 
+@pytest.mark.parametrize("later", ["rename", "fsync", "close", "truncate", "same"])
+def test_a_close_that_is_released_late_does_not_undo_what_came_after_it(app: Driver, later: str) -> None:
+    file = app.open(flags=REPLACE, pid=1)
+    file.write(b"v3\n")
+    file.flush()
+    expected = b"v4\n"
+    if later == "rename":
+        app.write(b"v4\n", b"new")
+        app.rename(b"new", TAGS)
+    elif later == "truncate":
+        app.truncate(3)
+        expected = b"v1\n"
+    elif later == "same":
+        app.write(b"v1\nv2\n")
+        expected = b"v1\nv2\n"
+    else:
+        with app.open(flags=REPLACE, pid=2) as other:
+            other.write(b"v4\n")
+            if later == "fsync":
+                other.fsync()
+    assert app.read() == expected
+    file.release()
+    assert app.read() == expected
+
+
+def test_a_descriptor_that_is_closed_after_others_wins_also_without_another_byte(app: Driver) -> None:
+    file = app.open(flags=REPLACE, pid=1)
+    file.write(b"v3\n")
+    file.flush()
+    app.write(b"v4\n")
+    file.close()
+    assert app.read() == b"v3\n"
+
+
+def test_a_rename_that_fails_undoes_no_earlier_close(app: Driver) -> None:
+    later, line = delayed(app)
+    file = app.open(flags=REPLACE, pid=1)
+    file.write(b"v3\n")
+    file.flush()
+    app.write(b"v4\n", b"new")
+    later.rename(b"new", TAGS)
+    line.waiting.pop().fail(OSError(5, "failed"))
+    file.release()
+    assert app.read() == b"v3\n"
+
+
 def test_o_trunc_alone_publishes_nothing_over_a_list(app: Driver, caplog: pytest.LogCaptureFixture) -> None:
     file = app.open(flags=REPLACE)
     with pytest.raises(EmptyingRefused):
