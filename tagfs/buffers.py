@@ -83,11 +83,13 @@ class Scratch:
 
     `hides` says that the list was renamed to this name and its variant is kept; `is_linked` that it has a name;
     `is_torn` that a write to it failed since it was last empty, so that what is there may be a part of what was meant.
+    `mtime_ns` is what programs see and may set, `ctime_ns` when it was last written.
     After a rename over the list, `list_key` is the list that what is still open writes to.
     """
 
     __slots__ = (
         "buffer",
+        "ctime_ns",
         "hides",
         "is_changed",
         "is_linked",
@@ -102,7 +104,7 @@ class Scratch:
     def __init__(self, node: ScratchNode, buffer: Buffer, mtime_ns: int) -> None:
         self.node = node
         self.buffer = buffer
-        self.mtime_ns = mtime_ns
+        self.mtime_ns = self.ctime_ns = mtime_ns
         self.requested_mtime_ns: int | None = None
         self.hides = False
         self.is_linked = True
@@ -134,6 +136,6 @@ class Scratch:
         return plain
 
     def _change(self, now_ns: int) -> None:
-        self.mtime_ns = now_ns
+        self.mtime_ns = self.ctime_ns = now_ns
         self.requested_mtime_ns = None
         self.is_changed = True

@@ -99,7 +99,7 @@ class WritableTree(Publishing):
             return True
         oldest_ns = time.time_ns() - int(ABANDONED * 1e9)
         return any(
-            scratch.open_count > 0 or (scratch.is_linked and scratch.mtime_ns > oldest_ns)
+            scratch.open_count > 0 or (scratch.is_linked and scratch.ctime_ns > oldest_ns)
             for scratch in self._scratch_by_node.values()
             if scratch.node.key == key
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 import trio
 
+from tagfs import replacing
 from tagfs.commits import Commits
 from tagfs.errors import ListMissing, RepositoryMissing
 from tagfs.inodes import ROOT_ID
@@ -98,18 +99,30 @@ async def test_a_list_that_was_deleted_meanwhile_is_not_kept_by_its_writer(store
         assert store.repositories("apps") == []
 
 
-async def test_a_scratch_file_keeps_it_while_it_is_open_or_young(store: MemoryStore) -> None:
+async def test_a_scratch_file_keeps_it_while_it_is_open_or_young(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with mounted(store) as mount:
         handle = mount.create(b"tags.txt123", os.O_WRONLY | os.O_CREAT)
         assert await mount.remove() is Outcome.LEFT
         mount.tree.release(handle)
         assert await mount.remove() is Outcome.LEFT
         node = mount.tree.lookup(mount.directory("apps", "web"), b"tags.txt123").id
-        mount.tree.set_mtime(node, time.time_ns() - 7200 * 10**9)
+        mount.tree.set_mtime(node, time.time_ns() - 7200 * 10**9)  # as `rsync -a` does before its rename
+        assert await mount.remove() is Outcome.LEFT
+        monkeypatch.setattr(replacing, "ABANDONED", 0.0)
         assert await mount.remove() is Outcome.DELETED
         store.replace(KEY, b"v2\n", LONG_AGO)
         with pytest.raises(ListMissing):
             mount.tree.lookup(mount.directory("apps", "web"), b"tags.txt123")
+
+
+async def test_a_list_that_was_just_renamed_away_is_left(store: MemoryStore) -> None:
+    """Its scratch file has the time of the list, but the editor that renamed it is about to write a successor."""
+    async with mounted(store) as mount:
+        directory = mount.directory("apps", "web")
+        await mount.commits.run(mount.tree.rename(directory, b"tags.txt", directory, b"tags.txt~", 0))
+        assert await mount.remove() is Outcome.LEFT
 
 
 async def test_a_commit_that_changes_nothing_keeps_it_too(store: MemoryStore) -> None:
