@@ -9,10 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from tagfs import __version__
+from tagfs.endings import USAGE, table
 from tagfs.settings import CODEC_CHOICES, SETTINGS, SWEEP_FLAGS, Setting
-
-USAGE = 2
-"""Exit code."""
 
 Run = Callable[[argparse.Namespace, Mapping[str, str]], int]
 
@@ -126,12 +124,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"tagfs: {message}; see `tagfs help{' ' if command else ''}{command}`\n")
 
 
-def parser(runs: Mapping[str, Run], endings: str) -> argparse.ArgumentParser:
-    """The parser of `tagfs`; in what it parses, `run` is the one of `runs` for the sub-command.
-
-    Args:
-        endings: the table of exit codes, as text.
-    """
+def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
+    """The parser of `tagfs`; in what it parses, `run` is the one of `runs` for the sub-command."""
+    endings = table()
     top = Parser(
         prog="tagfs",
         description=_DESCRIPTION,

@@ -1,6 +1,6 @@
 """Command line: arguments -> settings -> sub-commands.  Blocking.
 
-Owns: the parser, the help, the one table error -> exit code, what a failure looks like to a person.
+Owns: what each sub-command calls, with what, and how the process ends.
 Does not know: how anything works.  What is heavy is imported by the sub-command that needs it: `--help` stays instant.
 """
 
@@ -10,80 +10,16 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TextIO
 
 from tagfs import errors
-from tagfs.arguments import USAGE, Run, parser
+from tagfs.arguments import Run, parser
+from tagfs.endings import DISK_FAILED, INTERRUPTED, PIPE_CLOSED, PROBLEMS_FOUND, USAGE, judged
 from tagfs.settings import SETTINGS, MountSettings, resolve, resolve_sweep, value_of
 from tagfs.values import absolute_source
 
-PROBLEMS_FOUND = 6
-DISK_FAILED = 8
-INTERRUPTED, PIPE_CLOSED = 130, 141
-"""128 and the number of the signal, as a shell tells it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """One exit code: what it means, and the errors that end in it (the closest class counts)."""
-
-    code: int
-    meaning: str
-    errors: tuple[type[BaseException], ...] = ()
-
-
-ENDINGS = (
-    Ending(0, "done"),
-    Ending(
-        1,
-        "unexpected: a defect; please report it with what --log-level debug prints",
-        (
-            Exception,
-            errors.TagfsError,
-            errors.AlreadyExists,
-            errors.DirectoryNotEmpty,
-            errors.EmptyingRefused,
-            errors.HandlePoisoned,
-            errors.ListMissing,
-            errors.LedgerUnreadable,
-            errors.ListTooLarge,
-            errors.NotPermitted,
-            errors.OtherDirectory,
-            errors.RepositoryMissing,
-            errors.ServerFailed,
-            errors.StagingFull,
-            errors.TagListInvalid,
-            errors.TooManyListeners,
-            errors.VersionGone,
-        ),
-    ),
-    Ending(USAGE, "usage: an argument, option or variable cannot be used", (errors.SettingRefused, errors.NameRefused)),
-    Ending(3, "the store was refused: it is none, or not one that this version may touch", (errors.StoreRefused,)),
-    Ending(4, "the store is held by another writer", (errors.StoreHeld,)),
-    Ending(5, "cannot mount, or unmount: the mount point, /dev/fuse or the rights", (errors.MountRefused,)),
-    Ending(PROBLEMS_FOUND, "problems were found: in the store, or by the doctor", (errors.ListCorrupt,)),
-    Ending(7, "the store was not ready within --wait", (errors.StoreWaiting,)),
-    Ending(DISK_FAILED, "the disk, or the output, failed", (OSError, errors.CommitUncertain)),
-    Ending(
-        9,
-        "which lists ought to exist could not be told: the cluster, or the manifests; nothing was deleted",
-        (errors.InventoryIncomplete, errors.ClusterUnknown, errors.CredentialsMissing, errors.ApiFailed),
-    ),
-    Ending(10, "orphans were held: too many would go, or the inventory is empty", (errors.SweepHeld,)),
-    Ending(INTERRUPTED, "interrupted", (KeyboardInterrupt,)),
-    Ending(PIPE_CLOSED, "nobody read the output to its end", (BrokenPipeError,)),
-)
-
 _log = logging.getLogger(__name__)
-
-
-def exit_code(error: BaseException) -> int:
-    """The exit code of an error, by its closest class in ENDINGS."""
-    if isinstance(error, errors.ServerFailed):
-        return error.code
-    codes = {kind: ending.code for ending in ENDINGS for kind in ending.errors}
-    return next((codes[kind] for kind in type(error).__mro__ if kind in codes), 1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,7 +53,7 @@ def _run(argv: list[str], environment: Mapping[str, str]) -> int:
     if argv and "/" in argv[0]:
         # mount(8) and fstab(5) run `tagfs STORE MOUNTPOINT -o OPTIONS` and expect an answering mount.
         argv = ["mount", "--background", *argv]
-    arguments = parser(_RUNS, _endings()).parse_args(argv)
+    arguments = parser(_RUNS).parse_args(argv)
     run: Callable[[argparse.Namespace, Mapping[str, str]], int] = arguments.run
     return run(arguments, environment)
 
@@ -129,27 +65,12 @@ def _drop_output() -> None:
 
 
 def _fail(error: Exception) -> int:
-    code, sentence = exit_code(error), _sentence(error)
+    code, sentence = judged(error)
     _log.debug("failed", exc_info=error)
     if sys.stderr is not None:
         with suppress(OSError):
             print(f"tagfs: {sentence}", file=sys.stderr, flush=True)
     return code
-
-
-def _judge(error: BaseException) -> tuple[int, str]:
-    """Exit code and sentence of an error."""
-    return exit_code(error), _sentence(error) if isinstance(error, Exception) else type(error).__name__
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, errors.StoreHeld):
-        return f"{error}; {error.advice}"
-    if isinstance(error, errors.TagfsError):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'the disk or the output failed'}: {error.strerror}"
-    return f"unexpected {type(error).__name__}: {error}; please report it with what --log-level debug prints"
 
 
 # -- sub-commands
@@ -190,7 +111,7 @@ def _serve(settings: MountSettings, announce: Callable[[str], None], environment
     from tagfs import privileges, supervisor
 
     if settings.device is None:
-        supervisor.serve(settings, announce, lambda: _server(settings), _judge, environment)
+        supervisor.serve(settings, announce, lambda: _server(settings), judged, environment)
         return
     serve = _server(settings)
     privileges.drop(privileges.account(settings.drop_user))
@@ -231,7 +152,7 @@ def _mount_in_background(settings: MountSettings, environment: Mapping[str, str]
         try:
             _serve(settings, announce, environment)
         except BaseException as error:
-            code, sentence = _judge(error)
+            code, sentence = judged(error)
             if not reporter.send(code, sentence):
                 _log.error("%s", sentence, exc_info=error if settings.log_level == "debug" else None)
             return code
@@ -389,7 +310,7 @@ def _list_limit(arguments: argparse.Namespace, environment: Mapping[str, str]) -
 
 
 def _help(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
-    parser(_RUNS, _endings()).parse_args([arguments.command, "--help"] if arguments.command else ["--help"])
+    parser(_RUNS).parse_args([arguments.command, "--help"] if arguments.command else ["--help"])
     return 0
 
 
@@ -408,10 +329,6 @@ def _print_quietly(line: str, stream: TextIO | None) -> None:
     """A mount outlives whoever reads its first line."""
     with suppress(OSError, ValueError):
         print(line, file=stream, flush=True)
-
-
-def _endings() -> str:
-    return "exit codes:\n" + "\n".join(f"  {ending.code:<4} {ending.meaning}" for ending in ENDINGS)
 
 
 _RUNS: Mapping[str, Run] = {

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tagfs import __version__, cli, errors, mountpoint
-from tagfs.cli import ENDINGS, exit_code
 from tagfs.disk import Disk
+from tagfs.endings import ENDINGS, exit_code
 from tagfs.errors import TagfsError
 from tagfs.holder import take
 from tagfs.names import VERSION_SENTINEL

@@ -80,7 +80,7 @@ def test_there_is_a_container_of_each_kind() -> None:
 
 @pytest.mark.parametrize("container", of_tagfs())
 def test_tagfs_takes_its_arguments(container: dict[str, Any]) -> None:
-    parsed = arguments.parser(_Runs(), "").parse_args(container["args"])
+    parsed = arguments.parser(_Runs()).parse_args(container["args"])
     assert parsed.run({}, {}) == container["args"][0]
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tagfs import cli, mountpoint
+from tagfs import mountpoint
+from tagfs.endings import exit_code
 from tagfs.errors import MountRefused
 from tagfs.mount import DESCRIPTORS
 from tests.conftest import MakeDaemon
@@ -294,7 +295,7 @@ def test_a_mount_point_is_made_where_that_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for wrong, why in ((tmp_path / "file", "is no directory"), (tmp_path / "file" / "below", "cannot be made")):
         said = tagfs("mount", "--make-mountpoint", store, wrong)
-        assert (said.returncode, why in said.stderr) == (cli.exit_code(MountRefused("")), True), said.stderr
+        assert (said.returncode, why in said.stderr) == (exit_code(MountRefused("")), True), said.stderr
 
 
 def test_a_connection_that_is_cut_leaves_no_dead_mount(mount: Daemon) -> None:
@@ -307,7 +308,7 @@ def test_a_connection_that_is_cut_leaves_no_dead_mount(mount: Daemon) -> None:
         pytest.skip("the fusectl file system is not mounted here")
     path.write_text("v2\n")
     abort.write_text("1")
-    assert mount.wait() == cli.exit_code(MountRefused(""))
+    assert mount.wait() == exit_code(MountRefused(""))
     assert not os.path.ismount(mount.point)
     mount.await_message("cut")
     assert [file.read_text() for file in mount.stored("app")] in (["v1\n"], ["v2\n"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tagfs import cli
+from tagfs.endings import ENDINGS
 
 PROJECT = Path(__file__).parent.parent
 DOCUMENT = PROJECT / "docs" / "operations.md"
@@ -56,7 +56,7 @@ def test_the_messages_without_words_are_those_that_are_known() -> None:
 
 def test_exit_codes_are_those_of_the_command_line() -> None:
     told = DOCUMENT.read_text().partition("## Exit codes")[2]
-    known = {ending.code for ending in cli.ENDINGS}
+    known = {ending.code for ending in ENDINGS}
     assert {int(code) for code in re.findall(r"(?<![\w.])(\d+) (?:the|it|problems|orphans)", told)} <= known
 
 
