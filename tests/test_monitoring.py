@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tagfs.arguments import USAGE
+from tagfs.endings import USAGE
 from tagfs.metrics import METRICS
 from tagfs.names import RepositoryKey
 from tests.conftest import MakeDaemon
