@@ -175,14 +175,15 @@ def _unmount(arguments: argparse.Namespace, environment: Mapping[str, str]) -> i
 def _status(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     _configure_plain(arguments, environment)
     from tagfs import report
+    from tagfs.page import Page, progress
     from tagfs.survey import surveyor
 
     counting = surveyor(os.path.abspath(arguments.path), _list_limit(arguments, environment))
-    report.progress(counting.run(), counting.total, "reading lists", sys.stderr)
+    progress(counting.run(), counting.total, "reading lists", sys.stderr)
     if arguments.json:
         print(report.survey_json(counting.survey))
     else:
-        report.show_survey(counting.survey, report.Page())
+        report.show_survey(counting.survey, Page())
     return PROBLEMS_FOUND if counting.survey.problem_count else 0
 
 
@@ -190,14 +191,15 @@ def _check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int
     _configure_plain(arguments, environment)
     from tagfs import report
     from tagfs.check import Check
+    from tagfs.page import Page, progress
 
     limit = _list_limit(arguments, environment)
     with closing(Check(os.path.abspath(arguments.store), limit, arguments.repair)) as checking:
-        report.progress(checking.run(), checking.total, "checking lists", sys.stderr)
+        progress(checking.run(), checking.total, "checking lists", sys.stderr)
     if arguments.json:
         print(report.findings_json(checking.findings))
     else:
-        report.show_findings(checking.findings, report.Page(), arguments.repair)
+        report.show_findings(checking.findings, Page(), arguments.repair)
     return PROBLEMS_FOUND if checking.findings.remaining else 0
 
 
@@ -205,14 +207,15 @@ def _convert(arguments: argparse.Namespace, environment: Mapping[str, str]) -> i
     _configure_plain(arguments, environment)
     from tagfs import report
     from tagfs.convert import Convert
+    from tagfs.page import Page, progress
 
     threshold = value_of("storage-compression-threshold", arguments.threshold, environment)
     limit = _list_limit(arguments, environment)
     with closing(Convert(os.path.abspath(arguments.store), arguments.codec, threshold, limit)) as converting:
         try:
-            report.progress(converting.run(), converting.total, "converting lists", sys.stderr)
+            progress(converting.run(), converting.total, "converting lists", sys.stderr)
         finally:
-            report.show_conversion(converting.conversion, report.Page())
+            report.show_conversion(converting.conversion, Page())
     return PROBLEMS_FOUND if converting.conversion.unreadable_count else 0
 
 
@@ -220,6 +223,7 @@ def _import(arguments: argparse.Namespace, environment: Mapping[str, str]) -> in
     _configure_plain(arguments, environment)
     from tagfs import report
     from tagfs.importing import Import
+    from tagfs.page import Page, progress
 
     source = arguments.source if arguments.source == "-" else os.path.abspath(arguments.source)
     codec = value_of("codec", arguments.codec, environment)
@@ -228,12 +232,12 @@ def _import(arguments: argparse.Namespace, environment: Mapping[str, str]) -> in
     store = os.path.abspath(arguments.store)
     with closing(Import(store, source, codec, threshold, limit, arguments.dry_run)) as importing:
         try:
-            report.progress(importing.run(), importing.total, "importing lists", sys.stderr)
+            progress(importing.run(), importing.total, "importing lists", sys.stderr)
         finally:
             if arguments.json:
                 print(report.import_json(importing.imported))
             else:
-                report.show_import(importing.imported, report.Page())
+                report.show_import(importing.imported, Page())
     return PROBLEMS_FOUND if importing.imported.refused_count else 0
 
 
@@ -241,6 +245,7 @@ def _sweep(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int
     _configure_plain(arguments, environment)
     from tagfs import report
     from tagfs.inventories import inventory_of
+    from tagfs.page import Page
     from tagfs.plan import Rules
     from tagfs.sweeping import sweep_store
 
@@ -253,7 +258,7 @@ def _sweep(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int
     if arguments.json:
         print(report.sweep_json(found))
     else:
-        report.show_sweep(found, report.Page())
+        report.show_sweep(found, Page())
     if found.refusal:
         sys.stdout.flush()
         raise errors.SweepHeld(found.refusal)
@@ -278,6 +283,7 @@ def _doctor(arguments: argparse.Namespace, environment: Mapping[str, str]) -> in
     _configure_plain(arguments, environment)
     from tagfs import doctor, report
     from tagfs.mountpoint import showing
+    from tagfs.page import Page
     from tagfs.remarks import Level, count
 
     store, point = (path and os.path.abspath(path) for path in (arguments.store, arguments.mountpoint))
@@ -292,7 +298,7 @@ def _doctor(arguments: argparse.Namespace, environment: Mapping[str, str]) -> in
     if arguments.json:
         print(report.remarks_json(remarks))
     else:
-        report.show_remarks(remarks, report.Page())
+        report.show_remarks(remarks, Page())
     return PROBLEMS_FOUND if count(remarks, Level.FAIL) else 0
 
 

@@ -21,6 +21,7 @@ from tagfs.events import Lines
 from tagfs.following import Following, Told
 from tagfs.holder import open_store
 from tagfs.mountpoint import FSTYPE, Mounted, mounted_at, showing
+from tagfs.page import printable
 from tagfs.past import Past
 from tagfs.pipes import NAME
 from tagfs.policy import Policy
@@ -196,7 +197,7 @@ def text(event: Event) -> str:
             told = f"{lost} were missed: read again what matters"
         case _:
             told = f"{event.get('subject')}  {_change(event['type'], data)}"
-    return f"{when}  {_printable(told)}"
+    return f"{when}  {printable(told)}"
 
 
 def _change(type_: str, data: Event) -> str:
@@ -218,8 +219,3 @@ def _signed(sign: str, tags: list[str]) -> list[str]:
     shown = [sign + tag for tag in tags[:TAGS_SHOWN]]
     more = len(tags) - len(shown)
     return [*shown, f"{sign}{more} more"] if more else shown
-
-
-def _printable(line: str) -> str:
-    """A list that another program wrote beneath may hold anything, and a terminal obeys it."""
-    return "".join(character if character.isprintable() else "?" for character in line)

@@ -21,7 +21,7 @@ from tagfs.endings import ENDINGS, exit_code
 from tagfs.errors import TagfsError
 from tagfs.holder import take
 from tagfs.names import VERSION_SENTINEL
-from tagfs.report import human, printable
+from tagfs.page import human, printable
 from tagfs.settings import SETTINGS
 from tests.conftest import MakeDaemon
 from tests.support.daemon import eventually
