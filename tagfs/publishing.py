@@ -86,11 +86,11 @@ class Publishing(Writing):
 
         def settle(stage: Stage | None) -> None:
             self._drop_stage(writer)
-            writer.staged = Staged(plain, stage, appends)
+            writer.staged, writer.unstaged = Staged(plain, stage, appends), None
 
         def fail(error: BaseException) -> None:
             self._drop_stage(writer)
-            writer.is_changed = True
+            writer.is_changed, writer.unstaged = True, error
 
         return Step(key, run, settle, fail, len(plain))
 
@@ -143,12 +143,15 @@ class Publishing(Writing):
         """Say in the log why closing commits nothing: the program may have ignored what close(2) answered."""
         if opened.writer.is_detached:
             return
+        reason = opened.writer.unstaged
         try:
             opened.writer.take()
         except HandlePoisoned:
             return  # said when it was poisoned
         except (TagListInvalid, EmptyingRefused) as error:
-            log.warning("%s: closed and not committed: %s", opened.node.key.path, error)
+            reason = error
+        if reason is not None:
+            log.warning("%s: closed and not committed: %s", opened.node.key.path, reason)
 
     def _reopened(self, key: RepositoryKey, writer: Writer) -> Snapshot | None:
         """The list that an appender goes on behind; None where it does not, or cannot be opened now."""

@@ -48,6 +48,8 @@ class Writer:
         """Differs from what was staged last; a new list does without a byte written: it is an empty one."""
         self.was_written = False
         """At least one write or truncation, as opposed to O_TRUNC alone."""
+        self.unstaged: BaseException | None = None
+        """Why the last close that had something to commit could not stage it."""
         self.is_closed = False
         self.closed_at = 0
         """Which of all closes its last one was so far; the kernel tells of each at once, and of the release late."""

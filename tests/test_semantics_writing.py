@@ -377,6 +377,7 @@ def test_s23_an_append_to_a_list_without_its_last_line_feed_is_refused(daemons: 
     descriptor = _open(path, os.O_WRONLY | os.O_APPEND)
     os.write(descriptor, b"2\n")
     assert refused(os.close, descriptor) == errno.EINVAL
+    daemon.await_message(NOT_COMMITTED + ": the list has no newline at its end")
     assert path.read_text() == "v1"
     path.write_text("v1\nv2\n")
     assert path.read_text() == "v1\nv2\n"

@@ -402,12 +402,15 @@ def test_a_list_over_the_limit_is_refused(app: Driver, caplog: pytest.LogCapture
     assert "write refused" in caplog.text
 
 
-def test_an_append_that_makes_a_list_too_large_is_refused_at_its_close(app: Driver) -> None:
+def test_an_append_that_makes_a_list_too_large_is_refused_at_its_close(
+    app: Driver, caplog: pytest.LogCaptureFixture
+) -> None:
     app.write(b"v1\n" * (LIST_LIMIT // 3))
     before = app.read()
     with pytest.raises(ListTooLarge):
         app.write(b"v2\n", flags=APPEND)
     assert app.read() == before
+    assert caplog.text.count("closed and not committed") == 1
 
 
 def test_writers_share_what_they_may_hold(app: Driver) -> None:
