@@ -14,7 +14,8 @@ class Row:
 
     `ratio` is tagfs over the peer, or over the goal where the goal is a number; lower is better.  `key` names it in
     the record.  Below `noise` a ratio is as good as any: what it divides is too small to differ.  Without a `goal` it
-    is told and recorded, never missed.  `floor` is the ratio of the least that a daemon could take, where it is known.
+    is told and recorded, never missed.  `floor` is the ratio of the least that a daemon, or a store of
+    files, could take, where it is known.
     """
 
     key: str

@@ -19,6 +19,7 @@ from pathlib import Path
 from bench import datasets, places
 from bench.datasets import DataSet
 from bench.measure import Pace, alternated, median, median_ratio
+from bench.peers.inprocess import GROUP
 from bench.places import PROJECT, PeerMissing
 from bench.results import Chart, Results, Row, Table
 from tagfs.names import BASE, LIST
@@ -32,6 +33,8 @@ BADGER = "BadgerDB"
 SQLITE = "SQLite + zstd-1"
 FLUX_DURABLE = "Flux, 64 KiB, with fsync"
 BADGER_DURABLE = "BadgerDB, SyncWrites"
+FLOOR = "floor (the files alone)"
+FLOOR_GROUPED = "floor, durable in groups"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,8 @@ class Sample:
     digest: str
 
 
-def sides(results: Results) -> list[Side]:
+def sides(stored: Path, results: Results) -> list[Side]:
+    """`stored`: a store with the lists, which the floor is given as they are there: it encodes nothing."""
     made = [
         _python(OURS, "tagfs", False),
         _python(SQLITE, "sqlite", False),
@@ -76,15 +80,22 @@ def sides(results: Results) -> list[Side]:
         ]
     except PeerMissing as error:
         results.missing["Flux's file storage and BadgerDB"] = str(error)
+    try:
+        program = places.built("files")
+        made += [
+            _floor(FLOOR, program, stored, False),
+            _floor(FLOOR_GROUPED, program, stored, True, "-durable", str(GROUP)),
+        ]
+    except PeerMissing as error:
+        results.missing[FLOOR] = str(error)
     return made
 
 
 def measure(data: DataSet, work: Path, pace: Pace, results: Results) -> float:
     """-> the CPU seconds of tagfs's durable store to set one list."""
-    plain = work / "plain"
-    if not plain.exists():
-        datasets.write(data, plain, None)
-    every = sides(results)
+    plain, stored = work / "plain", work / "stored"
+    datasets.write(data, plain, stored)
+    every = sides(stored, results)
     _warm(every, work)
     taken = alternated({side.name: partial(_sample, side, plain / BASE, work) for side in every}, *pace)
     samples = only_right(taken, digest_of(plain / BASE), results)
@@ -125,6 +136,20 @@ def _python(name: str, side: str, is_durable: bool) -> Side:
 def _go(name: str, program: Path, is_durable: bool, *words: str) -> Side:
     def argv(what: str, source: Path, store: Path) -> list[str]:
         return [str(program), *words, what, str(source), str(store)]
+
+    return Side(name, argv, is_durable)
+
+
+def _floor(name: str, program: Path, stored: Path, is_durable: bool, *words: str) -> Side:
+    ours = _python(name, "tagfs", False)
+
+    def argv(what: str, source: Path, store: Path) -> list[str]:
+        # What it has written is a store of tagfs, which tells whether all of it is there.
+        return (
+            ours.argv(what, source, store)
+            if what == "digest"
+            else [str(program), *words, what, str(stored), str(store)]
+        )
 
     return Side(name, argv, is_durable)
 
@@ -186,44 +211,60 @@ def _tell(data: DataSet, every: list[Side], samples: dict[str, list[Sample]], re
             )
         )
     head = ("", "durable", "CPU s, set + get", "CPU s, set", "wall s, set", "peak RSS MiB", "disk MiB", "written MiB")
-    note = "Reading the lists from plain files, as the process is given them, is counted on every side."
+    note = (
+        "Reading the lists from files, as the process is given them, is counted on every side; the floor is given them "
+        "as tagfs stores them."
+    )
     results.tables.append(Table(f"Set and get in one process, {data.name}", head, tuple(rows), note))
-    key = data.name.replace(",", "").replace(" ", "-").replace("×", "x")
-
-    def compare(what: str, name: str, ours: str, peer: str, of: Callable[[Sample], float], goal: float) -> None:
-        if peer not in samples or ours not in samples:
-            return
-        mine, theirs = [of(one) for one in samples[ours]], [of(one) for one in samples[peer]]
-        unit = what.rpartition(", ")[2]
-        results.rows.append(
-            Row(
-                f"storage/{key}/{name}/{peer}",
-                f"{what.rpartition(', ')[0]}, {data.name}",
-                f"{median(mine):.4g} {unit}",
-                f"{peer}: {median(theirs):.4g} {unit}",
-                median_ratio(mine, theirs),
-                goal,
-            )
-        )
-
-    many = data.tags is not None and data.tags >= 5000
-    compare("set + get, CPU s", "cpu", OURS, FLUX_64, lambda one: one.cpu, 1.0)
-    compare("set + get, CPU s", "cpu", OURS, FLUX_4, lambda one: one.cpu, 1 / 15 if many else 1 / 5)
-    for peer in (BADGER, SQLITE):
-        compare("set + get, CPU s", "cpu", OURS, peer, lambda one: one.cpu, 1.0)
-    for peer in (FLUX_64, FLUX_4, BADGER, SQLITE):
-        compare("set + get, peak RSS, MiB", "rss", OURS, peer, lambda one: one.peak, 1.0)
-    for peer in (FLUX_64, FLUX_4):
-        compare("disk, MiB", "disk", OURS, peer, lambda one: one.disk / 2**20, 1.0)
-    best = GROUPED if GROUPED in samples else DURABLE
-    for peer in (FLUX_DURABLE, BADGER_DURABLE):
-        compare("set, every list durable, wall s", "durable", best, peer, lambda one: one.set_wall, 0.2)
+    results.rows += goals(data, samples)
     results.charts.append(
         Chart(
-            f"storage-cpu-{key}",
+            f"storage-cpu-{_key(data)}",
             f"Set and get {data.name} in one process: CPU seconds",
             "",
             "s",
             {side.name: ((0.0, median(one.cpu for one in samples[side.name])),) for side in every},
         )
     )
+
+
+def goals(data: DataSet, samples: dict[str, list[Sample]]) -> list[Row]:
+    """What was asked of tagfs, as far as both sides were measured."""
+    rows: list[Row] = []
+
+    def compare(
+        what: str, name: str, ours: str, peer: str, of: Callable[[Sample], float], goal: float | None, floor: str = ""
+    ) -> None:
+        if peer not in samples or ours not in samples:
+            return
+        mine, theirs = [of(one) for one in samples[ours]], [of(one) for one in samples[peer]]
+        least = [of(one) for one in samples.get(floor, ())]
+        unit = what.rpartition(", ")[2]
+        rows.append(
+            Row(
+                f"storage/{_key(data)}/{name}/{peer}",
+                f"{what.rpartition(', ')[0]}, {data.name}",
+                f"{median(mine):.4g} {unit}",
+                f"{peer}: {median(theirs):.4g} {unit}",
+                median_ratio(mine, theirs),
+                goal,
+                floor=median_ratio(least, theirs) if least else None,
+            )
+        )
+
+    many = data.tags is not None and data.tags >= 5000
+    cpu_goals = {FLUX_64: 1.0, FLUX_4: 1 / 15 if many else 1 / 5, BADGER: 1.0, SQLITE: 1.0, FLOOR: None}
+    for peer, goal in cpu_goals.items():
+        compare("set + get, CPU s", "cpu", OURS, peer, lambda one: one.cpu, goal, FLOOR)
+    for peer in (FLUX_64, FLUX_4, BADGER, SQLITE):
+        compare("set + get, peak RSS, MiB", "rss", OURS, peer, lambda one: one.peak, 1.0)
+    for peer in (FLUX_64, FLUX_4):
+        compare("disk, MiB", "disk", OURS, peer, lambda one: one.disk / 2**20, 1.0)
+    best = GROUPED if GROUPED in samples else DURABLE
+    for peer, goal in {FLUX_DURABLE: 0.2, BADGER_DURABLE: 0.2, FLOOR_GROUPED: None}.items():
+        compare("set, every list durable, wall s", "durable", best, peer, lambda one: one.set_wall, goal, FLOOR_GROUPED)
+    return rows
+
+
+def _key(data: DataSet) -> str:
+    return data.name.replace(",", "").replace(" ", "-").replace("×", "x")

@@ -148,9 +148,10 @@ def test_the_floor_shows_the_lists_as_they_are_and_ends_cleanly(tmp_path: Path) 
         assert (tmp_path / "mounted.log").read_text().count("\n") == 1  # what it shows, and no complaint
 
 
-def test_the_floor_is_compiled_without_a_warning(tmp_path: Path) -> None:
-    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-o", str(tmp_path / "floor")]
-    source = PROJECT / "bench" / "peers" / "floor.c"
+@pytest.mark.parametrize("name", ["floor", "files"])
+def test_a_floor_is_compiled_without_a_warning(name: str, tmp_path: Path) -> None:
+    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-o", str(tmp_path / name)]
+    source = PROJECT / "bench" / "peers" / f"{name}.c"
     done = subprocess.run(
         [os.environ.get("CC", "gcc"), *flags, str(source)], capture_output=True, text=True, check=False
     )
@@ -204,6 +205,32 @@ def test_every_storage_in_this_process_gives_back_the_same_bytes(tmp_path: Path)
             assert answer["cpu_s"] > 0 and answer["peak_kib"] > 1000
         digests.add(answer["digest"])
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("words", [(), ("-durable", "2")], ids=["not durable", "in groups"])
+def test_the_floor_of_a_store_writes_the_lists_as_they_are_stored(tmp_path: Path, words: tuple[str, ...]) -> None:
+    datasets.write(datasets.synthetic(7, 300), tmp_path / "plain", tmp_path / "stored")
+    (tmp_path / "store").mkdir()
+    for work in ("set", "get"):
+        argv = [places.built("files"), *words, work, tmp_path / "stored", tmp_path / "store"]
+        answer = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)
+        assert 0 < answer["cpu_s"] <= answer["wall_s"] * 1.5 and answer["peak_kib"] > 0
+    assert subprocess.run(["diff", "-r", tmp_path / "stored", tmp_path / "store"], check=False).returncode == 0
+
+
+def test_a_goal_that_no_store_of_files_can_meet_says_so() -> None:
+    def sample(cost: float) -> list[storage.Sample]:
+        return [storage.Sample(cpu=cost, set_cpu=1, set_wall=1, peak=1, disk=1, written=1, digest="")] * 3
+
+    costs = {storage.OURS: 3, storage.FLOOR: 2, storage.BADGER: 1, storage.SQLITE: 2.5, storage.FLUX_64: 4}
+    rows = storage.goals(datasets.synthetic(9, 9), {name: sample(cost) for name, cost in costs.items()})
+    told = {row.peer.partition(":")[0]: row.verdict for row in rows if "/cpu/" in row.key}
+    assert told == {
+        storage.BADGER: "miss (the floor too)",
+        storage.SQLITE: "miss",
+        storage.FLUX_64: "pass",
+        storage.FLOOR: "",
+    }
 
 
 def test_a_storage_that_fails_or_gives_back_other_bytes_is_left_out_and_told(tmp_path: Path) -> None:
