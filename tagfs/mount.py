@@ -4,20 +4,16 @@ Owns: showing the store while it is ready, and the tasks beside the session.
 Does not know: tag bytes.
 """
 
-import fcntl
-import gc
 import importlib
 import logging
 import os
-import resource
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
 
-from tagfs import device, heap, mountpoint
+from tagfs import descriptors, device, heap, mountpoint
 from tagfs.changes import Unwatched
 from tagfs.channel import Channel
 from tagfs.commits import Commits
@@ -45,9 +41,6 @@ LOOK_AGAIN = 0.25
 
 MOVED = "its directory was moved, removed or unmounted"
 
-DESCRIPTORS = 1 << 13
-"""Of them the kernel's table has room for from the start: 64 KiB of its memory."""
-
 LOOKED_UP = 16
 """Versions that stay open after a look at them or a close, on a read-only mount through libfuse: programs open within
 milliseconds."""
@@ -68,7 +61,7 @@ def serve(settings: MountSettings, announce: Callable[[str], None]) -> None:
         mountpoint.prepare(settings.mountpoint, settings.store, settings.make_mountpoint)
     else:
         device.require_inherited(settings.device)
-    _allow_many_files()
+    descriptors.allow_many()
     failure: list[BaseException] = []
     trio.run(_Mount(settings, announce, tending).run, failure)
     for error in failure:
@@ -152,7 +145,7 @@ class _Mount:
             nursery.start_soon(self._follow, opened, failure)
             if self._monitoring is not None:
                 nursery.start_soon(self._monitoring.run)
-            _give_back_memory()
+            heap.settle()
             try:
                 await self._session.serve()
             except MountRefused as error:
@@ -275,7 +268,7 @@ class _Mount:
         elif self._tending is not None:
             self._channel.tree = self._tending.tree(store)
         elif settings.fast_path:
-            self._channel.tree = StatelessTree(store, View(settings.namespaces), _room_for_pins())
+            self._channel.tree = StatelessTree(store, View(settings.namespaces), descriptors.for_versions())
         else:
             self._channel.tree = Tree(store, View(settings.namespaces, keeps=LOOKED_UP))
         tree = self._channel.tree
@@ -374,33 +367,5 @@ def _channel(settings: MountSettings, commits: Commits, tending: "Tending | None
     return Libfuse(Operations(uid, gid, commits, not settings.read_only))
 
 
-def _room_for_pins() -> int:
-    """Of the descriptors that this process may have, the share for versions that the kernel knows, which somebody may
-    have open.  Each holds 1.5 KiB of kernel memory, its inode among it."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 3 // 4
-
-
 def _told(policy: Policy) -> str:
     return f"{policy.compressed.name} from {policy.threshold / 1024:g} KiB on"
-
-
-def _allow_many_files() -> None:
-    """An open list holds a descriptor: take what the machine allows.
-
-    The kernel enlarges the table of descriptors whenever it has doubled, and, once there are threads, has whoever opens
-    a file then wait for some milliseconds.  So it is made large before: a descriptor of a high number does that.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    low = os.open("/", os.O_PATH | os.O_CLOEXEC)
-    with suppress(OSError):  # who started this process has handed it the highest one
-        os.close(fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, min(hard, DESCRIPTORS) - 1))
-    os.close(low)
-
-
-def _give_back_memory() -> None:
-    """Free what only the imports needed: 1.5 MiB in every pod."""
-    gc.collect()
-    gc.freeze()
-    heap.give_back()
