@@ -167,7 +167,7 @@ class Writing(Tree):
             return self._open(ScratchHandle(scratch))
         if isinstance(node, ListNode) and (writes or flags & os.O_TRUNC):
             return self._open_writer(node, flags, pid)
-        if writes:
+        if writes or flags & os.O_TRUNC:
             raise NotPermitted(f"node {id_} is never written")
         if isinstance(node, ListNode) and node.version is None:
             writer = self._writer_seen_by(node, pid)

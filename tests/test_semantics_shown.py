@@ -73,6 +73,7 @@ def test_s2_the_version_is_shown_and_stays(daemons: MakeDaemon, flag: str) -> No
     assert version.read_text() == "2\n" and version.stat().st_size == 2
     assert refused(lambda: version.write_text("3\n")) == errno.EPERM
     assert refused(lambda: version.open("r+")) == errno.EPERM
+    assert refused(os.open, version, os.O_RDONLY | os.O_TRUNC) in (errno.EPERM, errno.EROFS)
     assert refused(version.unlink) == errno.EPERM
     assert refused(lambda: version.rename(version.with_name("other"))) in (errno.EPERM, errno.EXDEV)
     assert refused(lambda: os.truncate(version, 0)) == errno.EPERM
