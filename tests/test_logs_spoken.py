@@ -71,6 +71,8 @@ def test_a_store_that_comes_and_goes_is_told_once_each_time(daemons: MakeDaemon)
                 os.listdir(daemon.point)
         away.rename(daemon.store)
         eventually(lambda: watched.get("/readyz")[0] == 200)
+        # Its log comes through a pipe, and may be read later than what it answers.
+        eventually(lambda: len(daemon.messages("error")) >= times)  # noqa: B023
         assert count(daemon, "until it is ready again") == times
     assert len(daemon.messages("error")) == 2
 
