@@ -10,7 +10,8 @@ from typing import NoReturn
 
 from tagfs import __version__
 from tagfs.endings import USAGE, table
-from tagfs.settings import CODEC_CHOICES, SETTINGS, SWEEP_FLAGS, Setting
+from tagfs.resolving import SWEEP_FLAGS
+from tagfs.settings import CODEC_CHOICES, SETTINGS, Setting
 
 Run = Callable[[argparse.Namespace, Mapping[str, str]], int]
 

@@ -16,7 +16,8 @@ from typing import TextIO
 from tagfs import errors
 from tagfs.arguments import Run, parser
 from tagfs.endings import DISK_FAILED, INTERRUPTED, PIPE_CLOSED, PROBLEMS_FOUND, USAGE, judged
-from tagfs.settings import SETTINGS, MountSettings, resolve, resolve_sweep, value_of
+from tagfs.resolving import resolve, resolve_sweep, value_of
+from tagfs.settings import SETTINGS, MountSettings
 from tagfs.values import absolute_source
 
 _log = logging.getLogger(__name__)

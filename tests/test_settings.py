@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tagfs import codec, policy
 from tagfs.errors import SettingRefused
 from tagfs.inventories import namespaces_of
-from tagfs.settings import SETTINGS, MountSettings, resolve, resolve_sweep, value_of
+from tagfs.resolving import resolve, resolve_sweep, value_of
+from tagfs.settings import SETTINGS, MountSettings
 from tagfs.values import absolute_source
 
 DEFAULTS = MountSettings("/store", "/mnt")
