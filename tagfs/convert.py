@@ -14,7 +14,7 @@ from tagfs import sentinel, variants
 from tagfs.bulk import GROUP
 from tagfs.codec import CODECS, ZSTD, Undecodable, named
 from tagfs.directory import DirectoryStore
-from tagfs.disk import Disk
+from tagfs.disk import Disk, closed_on_failure
 from tagfs.errors import ListCorrupt, ListTooLarge
 from tagfs.holder import take
 from tagfs.names import LIST, RepositoryKey
@@ -88,11 +88,8 @@ class Convert(Visitor):
     def __init__(self, path: str, codec: str, threshold: int, limit: int, disk: Disk | None = None) -> None:
         self._disk = disk or Disk()
         root = take(self._disk, path)
-        try:
+        with closed_on_failure(self._disk, root):
             format_ = sentinel.require_ready(self._disk, root, path)
-        except BaseException:
-            self._disk.close(root)
-            raise
         self._target = sentinel.ZSTD_FORMAT if codec == ZSTD.name else sentinel.FLUX_FORMAT
         policy = Policy(named(codec), threshold, limit)
         self._store = DirectoryStore(self._disk, root, max(format_, self._target), policy)

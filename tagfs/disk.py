@@ -12,6 +12,8 @@ import fcntl
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -189,3 +191,13 @@ class Disk:
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+
+
+@contextmanager
+def closed_on_failure(disk: Disk, descriptor: int) -> Iterator[None]:
+    """Close a descriptor where what is done first with it fails; else whoever goes on closes it."""
+    try:
+        yield
+    except BaseException:
+        disk.close(descriptor)
+        raise

@@ -8,7 +8,7 @@ Source: proc_locks(5); flock(2) is on the store's directory itself, because a lo
 import os
 from pathlib import Path
 
-from tagfs.disk import Disk
+from tagfs.disk import Disk, closed_on_failure
 from tagfs.errors import StoreHeld, StoreRefused
 from tagfs.mountpoint import showing
 
@@ -45,11 +45,8 @@ def open_outside(disk: Disk, path: str) -> int:
 def take(disk: Disk, path: str) -> int:
     """The descriptor of the store at `path`, whose only writer is now its owner; StoreHeld, StoreRefused."""
     root = open_store(disk, path)
-    try:
+    with closed_on_failure(disk, root):
         lock(disk, root, path)
-    except BaseException:
-        disk.close(root)
-        raise
     return root
 
 

@@ -16,7 +16,7 @@ from tagfs import sentinel, sources, taglist, variants
 from tagfs.bulk import Bulk, Outcome
 from tagfs.codec import ZSTD, Undecodable, most_stored
 from tagfs.directory import DirectoryStore
-from tagfs.disk import DIRECTORY_MODE, Disk
+from tagfs.disk import DIRECTORY_MODE, Disk, closed_on_failure
 from tagfs.errors import ListTooLarge, NameRefused, RepositoryMissing, SettingRefused, TagListInvalid
 from tagfs.holder import open_store, require_no_mount, take
 from tagfs.names import RepositoryKey
@@ -80,7 +80,7 @@ class Import:
         with suppress(FileExistsError):
             os.makedirs(path, DIRECTORY_MODE)
         root = take(self._disk, path)
-        try:
+        with closed_on_failure(self._disk, root):
             if sentinel.examine(self._disk, root).condition is not sentinel.Condition.EMPTY:
                 # No part in a wipe: whoever has begun it, or mounts the store, finishes it.
                 sentinel.require_ready(self._disk, root, path)
@@ -90,23 +90,17 @@ class Import:
                 format_ = sentinel.ZSTD_FORMAT
                 sentinel.write_version(self._disk, root, format_)
             return self._opened(root, format_, codec, threshold)
-        except BaseException:
-            self._disk.close(root)
-            raise
 
     def _to_compare(self, path: str, codec: str, threshold: int) -> DirectoryStore | None:
         """The store as it is, or None where there is none yet."""
         if not os.path.exists(path):
             return None
         root = open_store(self._disk, path)
-        try:
+        with closed_on_failure(self._disk, root):
             if sentinel.examine(self._disk, root).condition is sentinel.Condition.EMPTY:
                 self._disk.close(root)
                 return None
             return self._opened(root, sentinel.require_ready(self._disk, root, path), codec, threshold)
-        except BaseException:
-            self._disk.close(root)
-            raise
 
     def _opened(self, root: int, format_: int, codec: str, threshold: int) -> DirectoryStore:
         self.imported.format = format_

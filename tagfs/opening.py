@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tagfs import codec, holder, sentinel
 from tagfs.changes import Changes, Unwatched, watched
 from tagfs.directory import DirectoryStore
-from tagfs.disk import DIRECTORY_MODE, Disk
+from tagfs.disk import DIRECTORY_MODE, Disk, closed_on_failure
 from tagfs.errors import StoreRefused, StoreWaiting
 from tagfs.policy import Policy
 from tagfs.sentinel import Condition
@@ -70,11 +70,8 @@ class Opener:
 
     def _open_read_only(self, path: str) -> Opened:
         root = self._root(path)
-        try:
+        with closed_on_failure(self._disk, root):
             format_ = sentinel.require_ready(self._disk, root, path)
-        except BaseException:
-            self._disk.close(root)
-            raise
         return self._opened(root, format_, Policy(list_limit=self._settings.list_limit))
 
     def _root(self, path: str) -> int:
@@ -87,15 +84,12 @@ class Opener:
         if not was_shown:
             os.makedirs(path, DIRECTORY_MODE, exist_ok=True)
         root = self._root(path)
-        try:
+        with closed_on_failure(self._disk, root):
             if was_shown:
                 # No new store where another was, and no part in a wipe that another program has begun.
                 sentinel.require_ready(self._disk, root, path)
             holder.lock(self._disk, root, path)
             return self._prepared(root, path)
-        except BaseException:
-            self._disk.close(root)
-            raise
 
     def _prepared(self, root: int, path: str) -> Opened:
         settings = self._settings

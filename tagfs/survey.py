@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from tagfs import sentinel, taglist, variants
 from tagfs.codec import GZIP, ZSTD, Undecodable
-from tagfs.disk import Disk
+from tagfs.disk import Disk, closed_on_failure
 from tagfs.errors import ListTooLarge, MountRefused, StoreWaiting
 from tagfs.holder import open_store
 from tagfs.mountpoint import Mounted, showing
@@ -122,11 +122,8 @@ class StoreSurveyor(Surveyor):
         self._limit = limit
         self._settling_seconds = settling_seconds
         self._root = open_store(disk, path)
-        try:
+        with closed_on_failure(disk, self._root):
             format_ = sentinel.require_ready(disk, self._root, path)
-        except BaseException:
-            disk.close(self._root)
-            raise
         codec = GZIP if format_ == sentinel.FLUX_FORMAT else ZSTD
         self.survey = Survey(path, "store", format=format_, codec=codec.name, stored_bytes=0)
         self._codecs = codecs_of(format_)

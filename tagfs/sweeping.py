@@ -10,7 +10,7 @@ from contextlib import closing
 
 from tagfs import sentinel, taglist
 from tagfs.directory import DirectoryStore
-from tagfs.disk import Disk
+from tagfs.disk import Disk, closed_on_failure
 from tagfs.errors import ListCorrupt, ListMissing, RepositoryMissing, StoreHeld, TagfsError
 from tagfs.holder import open_store, take
 from tagfs.inventory import Inventory
@@ -42,11 +42,8 @@ def sweep_store(
         root = (open_store if is_dry else take)(disk, path)
     except StoreHeld as error:
         raise StoreHeld(path, error.holder, _advice(error.holder)) from None
-    try:
+    with closed_on_failure(disk, root):
         format_ = sentinel.require_ready(disk, root, path)
-    except BaseException:
-        disk.close(root)
-        raise
     with closing(DirectoryStore(disk, root, format_, Policy(list_limit=limit))) as store:
         known: dict[RepositoryKey, Orphan] = {}
         swept = run_once(store, inventory, rules, is_dry, _describing(store, known))

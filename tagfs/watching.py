@@ -15,7 +15,7 @@ import trio
 
 from tagfs import events, sentinel
 from tagfs.directory import DirectoryStore
-from tagfs.disk import Disk
+from tagfs.disk import Disk, closed_on_failure
 from tagfs.errors import MountRefused, StoreRefused, StoreWaiting
 from tagfs.events import Lines
 from tagfs.following import Following, Told
@@ -170,11 +170,8 @@ async def _watch_store(path: str, output: Output, limit: int) -> None:
 def _opened(path: str, limit: int) -> DirectoryStore:
     disk = Disk()
     root = open_store(disk, path)
-    try:
+    with closed_on_failure(disk, root):
         return DirectoryStore(disk, root, sentinel.require_ready(disk, root, path), Policy(list_limit=limit))
-    except BaseException:
-        disk.close(root)
-        raise
 
 
 # -- for a person
