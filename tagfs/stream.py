@@ -8,7 +8,6 @@ import errno
 import gc
 import logging
 import os
-import select
 import stat
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
@@ -21,6 +20,7 @@ from tagfs.directory import DirectoryStore
 from tagfs.errors import StoreWaiting
 from tagfs.inodes import ROOT_ID
 from tagfs.listeners import Listener
+from tagfs.mountpoint import watched_table
 from tagfs.names import BASE, LIST, RepositoryKey
 from tagfs.pipes import NAME, Pipes
 from tagfs.tree import Invalidation, Tree
@@ -179,12 +179,10 @@ class Stream:
 
     async def _mind_the_mount(self) -> None:
         """Close where the mount goes out of sight: it ends with the last file that is open in it."""
-        with open("/proc/self/mountinfo", "rb") as table, select.epoll() as poller:
-            # It is always readable; what counts is that it changed (proc(5)).
-            poller.register(table, select.EPOLLPRI)
+        with watched_table() as table:
             while self._is_mounted():
-                await trio.lowlevel.wait_readable(poller.fileno())
-                poller.poll(0)
+                await trio.lowlevel.wait_readable(table)
+                table.poll(0)
         self.close()
 
     async def _forget(self, tree: Tree, told: "Told") -> None:
