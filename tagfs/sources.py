@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from io import BufferedReader
-from typing import IO, cast
+from typing import IO, Self, cast
 
 from tagfs.codec import CODECS, PLAIN, Codec, is_zstd, unpacked
 from tagfs.errors import SettingRefused
@@ -71,7 +71,13 @@ class Entry:
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose size can be true."""
+    """A member whose size can be true, with a whole header: tarfile takes a cut between two for the archive's end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        if len(buf) != tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("no empty block at its end")
+        return super().frombuf(buf, encoding, errors)
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.size < 0 or (self.type in _SPEAKING and self.size > HEADERS_LIMIT):

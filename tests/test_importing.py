@@ -180,6 +180,21 @@ def test_an_archive_that_is_cut_before_its_first_list_is_told_too(tmp_path: Path
             imported(tmp_path / "store", "-", data[:size])
 
 
+@pytest.mark.parametrize("size", [4 * 512, 4 * 512 + 1, 5 * 512 - 1, 5 * 512, 40 * 512])
+def test_an_archive_that_is_cut_at_a_header_is_told_too(tmp_path: Path, size: int) -> None:
+    """Where lists are small, half of its bytes are headers."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        for number in range(20):
+            member = tarfile.TarInfo(f"team/app{number:02}.txt")
+            member.size = len(SMALL)
+            tar.addfile(member, io.BytesIO(SMALL))
+    with pytest.raises(SourceCut, match="cut short"):
+        imported(tmp_path / "store", "-", made.getvalue()[:size])
+    assert len(shown(Disk(), tmp_path / "store")) == size // 1024
+    assert imported(tmp_path / "store", "-", made.getvalue()[: 41 * 512]).added == 20 - size // 1024
+
+
 def test_the_last_of_an_archives_lists_of_one_name_counts(tmp_path: Path) -> None:
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as tar:
