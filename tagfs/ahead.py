@@ -11,27 +11,21 @@ opened.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from tagfs.compact import CompactInodes, row_of
-from tagfs.inodes import DirectoryNode, ListNode
+from tagfs.names import RepositoryKey
 from tagfs.store import Steps
 from tagfs.tree import Attributes
 
-
-class Found(NamedTuple):
-    """The list of a repository: what a lookup is answered with, and its node."""
-
-    node: ListNode
-    attributes: Attributes
+Opening = Steps[Attributes | None]
+"""Of a list: it ends with what a lookup is answered with; None where nobody would tell that the list changes."""
 
 
 class Ahead:
     """Looks ahead for one tree.
 
     Args:
-        open_: the list of a repository as it is now, kept open for the kernel; None where nobody would tell that it
-            changes.
+        open_: the list of a repository as it is now, kept open for the kernel.
         give_back: undoes `open_`, for a node that the kernel was not told of.
         decode: the bytes of a node; None where there is too much to be read.
     """
@@ -39,8 +33,8 @@ class Ahead:
     def __init__(
         self,
         inodes: CompactInodes,
-        open_: Callable[[DirectoryNode], Steps[Found | None]],
-        give_back: Callable[[ListNode], None],
+        open_: Callable[[RepositoryKey], Opening],
+        give_back: Callable[[int], None],
         decode: Callable[[int], bytes | None],
     ) -> None:
         self._inodes = inodes
@@ -56,8 +50,8 @@ class Ahead:
         self._to_decode_after = 0
         self._to_open_after = 0
         # INVARIANT: the directory of each was watched before its list was opened.
-        self._opening: tuple[int, Steps[Found | None]] | None = None
-        self._found: tuple[int, Found] | None = None
+        self._opening: tuple[int, Opening] | None = None
+        self._found: tuple[int, Attributes] | None = None
         self._decoded: tuple[int, bytes] | None = None
         # Whether the program reads the lists that it is given.
         self._was_read = False
@@ -65,11 +59,11 @@ class Ahead:
 
     # -- what the program does
 
-    def named(self, directory: DirectoryNode) -> None:
+    def named(self, directory_id: int, key: RepositoryKey) -> None:
         """A repository was looked up: what it holds is asked for next."""
-        if not self._inodes.list_of(directory.id):
+        if not self._inodes.list_of(directory_id):
             self._to_open_after = 0
-            self._begin(directory)
+            self._begin(directory_id, key)
 
     def given(self, list_id: int, directory_id: int) -> None:
         """A list was looked up or listed."""
@@ -111,15 +105,15 @@ class Ahead:
             self._decoded = None if content is None else (id_, content)
 
     def _open_next(self, id_: int) -> None:
-        next_ = self._inodes.directory_after(id_)
+        next_ = self._inodes.repository_after(id_)
         if next_ is not None and not self._inodes.list_after(id_):  # which is also what was opened ahead before
-            self._begin(next_)
+            self._begin(*next_)
             self._go_on()
 
-    def _begin(self, directory: DirectoryNode) -> None:
+    def _begin(self, directory_id: int, key: RepositoryKey) -> None:
         self._drop_found()
         if self.has_news is not None:
-            self._opening = directory.id, self._open(directory)
+            self._opening = directory_id, self._open(key)
 
     def _go_on(self) -> None:
         """Take the next step of opening a list."""
@@ -136,7 +130,12 @@ class Ahead:
 
     # -- when it is asked for
 
-    def take_found(self, directory_id: int) -> Found | None:
+    def look(self, directory_id: int, key: RepositoryKey) -> Attributes | None:
+        """The list of a repository, opened now as it is ahead; None where that does not tell what is there."""
+        self._begin(directory_id, key)
+        return self.take_found(directory_id)
+
+    def take_found(self, directory_id: int) -> Attributes | None:
         """The list of a repository, if it was opened ahead; whoever takes it gives it to the kernel."""
         if self._opening is not None and self._opening[0] == directory_id:
             try:
@@ -176,5 +175,5 @@ class Ahead:
             self._opening[1].close()
             self._opening = None
         if self._found is not None:
-            self._give_back(self._found[1].node)
+            self._give_back(self._found[1].id)
             self._found = None

@@ -174,28 +174,42 @@ class CompactInodes(NodeTable):
         return self._sentinel
 
     def version(self, key: RepositoryKey, version: Version) -> ListNode:
-        row = self._row(key.namespace, key.name)
+        return ListNode(self.id_of_version(key, version), key, version)
+
+    def id_of_version(self, key: RepositoryKey, version: Version) -> int:
+        """The id of `version`'s node."""
+        namespace, name = key
+        row = self._row(namespace, name)
         if row is None:
-            row = self._make_row(key.namespace, key.name)
+            row = self._make_row(namespace, name)
         id_ = self._lists.ids[row]
         if id_:
-            known = self._version(row)
-            if known.identity == version.identity:
-                return ListNode(id_, key, known)
+            if self._version(row).identity == version.identity:
+                return id_
             self._evict(row, self._lists)
         id_ = self._enter(row, self._lists)
         self._keep(row, version)
-        return ListNode(id_, key, version)
+        return id_
+
+    def give_version(self, id_: int) -> None:
+        """`remember` of the current version of a list, by its id."""
+        row = row_of(id_)
+        assert self._lists.ids[row] == id_
+        self._lists.lookups[row] += 1
 
     # -- the next one: rows are in the order of the listing that they were made in
 
-    def directory_after(self, id_: int) -> DirectoryNode | None:
-        """The repository after that of a node, in the same namespace; None where the kernel was told of none."""
+    def repository_after(self, id_: int) -> tuple[int, RepositoryKey] | None:
+        """Directory and key of the repository after that of a node, in the same namespace; None where the kernel was
+        told of none."""
         row = row_of(id_) + 1
         if not _FIRST_ROW < row < len(self._names) or self._namespace_of[row] != self._namespace_of[row - 1]:
             return None
         next_ = self._directories.ids[row]
-        return DirectoryNode(next_, self._path(row)) if next_ else None
+        return (next_, self._key(row)) if next_ else None
+
+    def is_repository(self, id_: int) -> bool:
+        return self._directories.ids[row_of(id_)] == id_
 
     def list_of(self, id_: int) -> int:
         """The current list of the repository of a node, or 0."""
@@ -307,6 +321,9 @@ class CompactInodes(NodeTable):
     def _path(self, row: int) -> tuple[str, str, str]:
         return BASE, self._above_row(row).name, self._names[row]
 
+    def _key(self, row: int) -> RepositoryKey:
+        return RepositoryKey.known(self._above_row(row).name, self._names[row])
+
     def _place(self, id_: int) -> tuple[int, _Column] | None:
         """The row of a node, and the column that has it; None where it is an object."""
         row = id_ & _ROW_MASK
@@ -344,7 +361,7 @@ class CompactInodes(NodeTable):
     # -- versions
 
     def _list(self, row: int, id_: int) -> ListNode:
-        return ListNode(id_, RepositoryKey.known(self._above_row(row).name, self._names[row]), self._version(row))
+        return ListNode(id_, self._key(row), self._version(row))
 
     def _keep(self, row: int, version: Version) -> None:
         codec, size, stored_size, blocks, mtime_ns, ctime_ns, identity, fault = version

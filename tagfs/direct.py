@@ -19,7 +19,7 @@ import trio
 
 from tagfs import wire
 from tagfs.errnos import errno_of
-from tagfs.errors import ListMissing, RepositoryMissing, StoreWaiting, VersionGone
+from tagfs.errors import StoreWaiting, VersionGone
 from tagfs.inodes import ROOT_ID
 from tagfs.raw import ENDED, LISTED, PASSING, UNANSWERED, RawChannel, name_of
 from tagfs.stateless import StatelessTree
@@ -219,14 +219,8 @@ class Direct(RawChannel):
         return answer
 
     def _lookup(self, request: bytes, node: int) -> Answer:
-        name = wire.name_of(request)
-        tree = self._named()
-        # First: what comes into being after the look must be told.
-        timeout = tree.absence_timeout(node)
-        try:
-            return wire.entry(tree.lookup(node, name), self._uid, self._gid)
-        except (ListMissing, RepositoryMissing):
-            return wire.absence(timeout)
+        found = self._named().sought(node, wire.name_of(request))
+        return wire.entry(found, self._uid, self._gid) if isinstance(found, Attributes) else wire.absence(found)
 
     def _getattr(self, request: bytes, node: int) -> Answer:
         if node == ROOT_ID:

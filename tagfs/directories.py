@@ -6,7 +6,6 @@ Does not know: what is in a list.
 
 import errno
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -22,7 +21,7 @@ from tagfs.errors import (
 )
 from tagfs.names import BASE, RepositoryKey, check_namespace, is_namespace, is_repository
 from tagfs.policy import codecs_of
-from tagfs.store import Entered, Store
+from tagfs.store import Store
 from tagfs.variants import Variant
 
 _CLOSED = -1
@@ -66,9 +65,6 @@ class Directories(Store):
             if namespace is not None:
                 raise
             return self.disk.stat_open(self.root).st_mtime_ns
-
-    def enter(self, namespace: str) -> Entered:
-        return _EnteredDirectory(self, namespace)
 
     def make_namespace(self, namespace: str) -> None:
         check_namespace(namespace)
@@ -259,30 +255,6 @@ class _Opened:
 
     def __exit__(self, *exc: object) -> None:
         self._directories.disk.close(self._descriptor)
-
-
-class _EnteredDirectory(Entered):
-    """The directory of a namespace, open."""
-
-    __slots__ = ("_directories", "_directory")
-
-    def __init__(self, directories: Directories, namespace: str) -> None:
-        super().__init__(directories, namespace)
-        self._directories = directories
-        self.descriptor = self._directory = directories._open((namespace,))
-
-    def mtime_ns(self, name: str) -> int:
-        try:
-            status = self._directories.disk.stat(self._directory, name)
-            if stat.S_ISDIR(status.st_mode):
-                return status.st_mtime_ns
-        except FileNotFoundError:
-            pass
-        self._directories._require_current()
-        raise RepositoryMissing(f"{BASE}/{self._namespace}/{name} is not in the store")
-
-    def close(self) -> None:
-        self._directories.disk.close(self._directory)
 
 
 def _not_empty(error: OSError, path: str) -> Exception:

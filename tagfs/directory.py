@@ -14,11 +14,12 @@ from tagfs.codec import Codec
 from tagfs.directories import Directories
 from tagfs.disk import Disk
 from tagfs.durability import Unsynced, Work, done
+from tagfs.entered import EnteredDirectory
 from tagfs.errors import CommitUncertain, ListCorrupt, ListMissing, ListTooLarge, RepositoryMissing
 from tagfs.names import HIDDEN_PREFIX, LIST, SWEEP_LEDGER, RepositoryKey
 from tagfs.policy import Policy
 from tagfs.staging import StageDirectory
-from tagfs.store import Snapshot, Stage, Steps, Version, finished
+from tagfs.store import Entered, Snapshot, Stage, Version
 from tagfs.variants import PinnedFile, Variant
 
 _LOOKS = 3
@@ -52,23 +53,21 @@ class DirectoryStore(Directories):
         return snapshot.version
 
     def open(self, key: RepositoryKey, ahead: int = 0) -> Snapshot:
-        return finished(self.opening(key, ahead))
-
-    def opening(self, key: RepositoryKey, ahead: int = 0) -> Steps[Snapshot]:
         for _ in range(_LOOKS):
             directory = self._open_key(key)
             try:
-                yield
                 found = variants.find(self.disk, directory, self.codecs)
                 if found:
-                    yield
-                    return self._pin(directory, key, found[0], ahead)
+                    return self._pin(directory, key.directory, found[0], ahead)
             except FileNotFoundError:
                 continue
             finally:
                 self.disk.close(directory)
         self._require_current()
         raise ListMissing(f"{key} has no list")
+
+    def enter(self, namespace: str) -> Entered:
+        return EnteredDirectory(self, namespace, self._pin)
 
     def _is_current(self, key: RepositoryKey, known: Version) -> bool:
         """Whether the current variant of a list is the one that `known` was found in."""
@@ -119,15 +118,15 @@ class DirectoryStore(Directories):
         found = self._variants(directory)
         if len(found) != 1 or found[0].codec is not self.policy.codec_for(len(plain)):
             return None
-        pinned = self._pin(directory, key, found[0])
+        pinned = self._pin(directory, key.directory, found[0])
         try:
             return pinned.version if pinned.version.size == len(plain) and pinned.content() == plain else None
         finally:
             pinned.close()
 
-    def _pin(self, directory: int, key: RepositoryKey, variant: Variant, ahead: int = 0) -> PinnedFile:
-        path = f"{key.directory}/{variant.name}"
-        return PinnedFile(self.disk, directory, variant, path, self.policy.list_limit, ahead)
+    def _pin(self, directory: int, path: str, variant: Variant, ahead: int = 0) -> PinnedFile:
+        """`path` is that of the directory."""
+        return PinnedFile(self.disk, directory, variant, f"{path}/{variant.name}", self.policy.list_limit, ahead)
 
     # -- writing
 
@@ -325,7 +324,7 @@ class DirectoryStore(Directories):
         if not found:
             raise ListMissing(f"{key} has no list")
         if found[1:]:
-            pinned = self._pin(directory, key, found[0])
+            pinned = self._pin(directory, key.directory, found[0])
             try:
                 if not _is_whole(pinned.content()):
                     raise ListCorrupt(

@@ -25,8 +25,10 @@ _OPENAT2 = 437
 """Of every architecture but alpha, which has another call there or none."""
 
 _RESOLVE_NO_SYMLINKS = 0x04
-_HOW = (ctypes.c_uint64 * 3)(_DIRECTORY | os.O_NOFOLLOW, 0, _RESOLVE_NO_SYMLINKS)
+_DIRECTORY_BELOW = (ctypes.c_uint64 * 3)(_DIRECTORY | os.O_NOFOLLOW, 0, _RESOLVE_NO_SYMLINKS)
 """struct open_how: flags, mode, resolve."""
+
+_FILE_BELOW = (ctypes.c_uint64 * 3)(_READ, 0, _RESOLVE_NO_SYMLINKS)
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
@@ -69,14 +71,14 @@ class Disk:
     def open_below(self, directory: int, path: str) -> int:
         """The directory at `path` below another, no link on the way, in one call: openat2(2).  OSError also where the
         kernel, or who confines this process, does not have that call; `open_dir` name by name does the same."""
-        descriptor: int = _libc.syscall(_OPENAT2, directory, path.encode(), _HOW, ctypes.sizeof(_HOW))
-        if descriptor < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        return descriptor
+        return _openat2(directory, path, _DIRECTORY_BELOW)
 
     def open_file(self, directory: int, name: str) -> int:
         return os.open(name, _READ, dir_fd=directory)
+
+    def open_file_below(self, directory: int, path: str) -> int:
+        """The file at `path` below a directory, otherwise as `open_below`."""
+        return _openat2(directory, path, _FILE_BELOW)
 
     def create(self, directory: int, name: str) -> int:
         return os.open(name, _CREATE, FILE_MODE, dir_fd=directory)
@@ -150,6 +152,7 @@ class Disk:
             return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
 
     def stat(self, directory: int, name: str) -> FileStatus:
+        """Of a name, or of a path whose directories are known to be no links."""
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
     def stat_open(self, descriptor: int) -> FileStatus:
@@ -187,6 +190,14 @@ class Disk:
             self.remove_dir(directory, name)
         except FileNotFoundError:
             return
+
+
+def _openat2(directory: int, path: str, how: "ctypes.Array[ctypes.c_uint64]") -> int:
+    descriptor: int = _libc.syscall(_OPENAT2, directory, path.encode(), how, ctypes.sizeof(how))
+    if descriptor < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return descriptor
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -1,25 +1,24 @@
 """Stateless: a tree that is read by node, for a kernel that does not say what is opened and closed.  Blocking.
 
-Owns: reading without handles, which versions are kept open meanwhile, listings that are given out in parts.
+Owns: reading without handles, which versions are kept open meanwhile.
 Does not know: errnos, trio, how requests look.
 Invariant: all bytes of a node are of one version; where that one is not to be had any more, an error.
 """
 
 import errno
-import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from tagfs.ahead import Ahead, Found
+from tagfs.ahead import Ahead, Opening
 from tagfs.compact import CompactInodes
 from tagfs.entrance import Entrance
 from tagfs.errors import ListMissing, NotPermitted, RepositoryMissing, VersionGone
 from tagfs.inodes import ROOT_ID, DirectoryNode, ListNode, SentinelNode
+from tagfs.listings import Listings
 from tagfs.names import LIST, RepositoryKey
 from tagfs.pins import Parts, Pins
-from tagfs.store import Entered, Snapshot, Steps, Store
+from tagfs.store import Entered, Snapshot, Store
 from tagfs.tree import (
     FOREVER,
     LIST_MODE,
@@ -42,28 +41,12 @@ AHEAD = 16 << 10
 DECODED_AHEAD = 512 << 10
 """Plain bytes of a list that are decoded before anybody asks for them: less than a millisecond, and what is kept."""
 
-_LISTINGS = 63
-"""Directories that are being read in parts at once, before one of them is listed anew for the rest of it."""
-
-_SHIFT = 25
-"""Bits of the place in a listing, in a position; above them the listing's number.  Both fit into the 31 bits that a
-32-bit program can hold."""
-
 _AFTER_LIST = 1
 """The position after the only name of a repository, which no listing has."""
 
 _DIRECTORY = Tree.directory_mode(False)
 
 _T = TypeVar("_T")
-
-
-@dataclass(slots=True)
-class _Listing:
-    """`readers` have begun it and not come to its end."""
-
-    directory: int
-    names: list[bytes]
-    readers: int = 1
 
 
 class StatelessTree(Tree):
@@ -81,8 +64,7 @@ class StatelessTree(Tree):
         self._pins = Pins(pins, self._revived)
         self._parts = Parts(PARTS_LIMIT)
         self._entrance = Entrance(self._enter_namespace, lambda: self._kept(()) == FOREVER)
-        self._listings: dict[int, _Listing] = {}
-        self._numbers = itertools.cycle(range(1, _LISTINGS + 1))
+        self._listings = Listings()
 
     # -- names
 
@@ -99,31 +81,46 @@ class StatelessTree(Tree):
             found = self._look(directory)
         return self._given(found, parent)
 
+    def sought(self, parent: int, name: bytes) -> Attributes | float:
+        """`lookup`, or for how long the kernel may keep that there is no such name, seconds."""
+        found = self.ahead.take_found(parent) if name == LIST_NAME else None
+        if found is not None:
+            return self._given(found, parent)
+        # First: what comes into being after the look must be told.
+        kept = self.absence_timeout(parent)
+        if name != LIST_NAME and self.inodes.is_repository(parent):
+            return kept
+        try:
+            return self.lookup(parent, name)
+        except (ListMissing, RepositoryMissing):
+            return kept
+
     def _named_repository(self, above: tuple[str, ...], name: bytes) -> Attributes:
         """A repository that is looked up by its name; RepositoryMissing."""
         path = (*above, name.decode("utf-8", "surrogateescape"))
         self._require_shown(path)
         kept = self._kept(above[1:])
         attributes = self._within(self._entrance.namespace(above[1]), path, kept)
-        self.ahead.named(DirectoryNode(attributes.id, path))
+        self.ahead.named(attributes.id, RepositoryKey.known(above[1], path[2]))
         return attributes
 
-    def _look(self, directory: DirectoryNode) -> Found:
+    def _look(self, directory: DirectoryNode) -> Attributes:
         """The list of a repository; ListMissing."""
-        return self._enter(*self._with_room(partial(self._open_list, directory)))
+        key = RepositoryKey.known(*directory.path[1:])
+        found = self.ahead.look(directory.id, key)
+        return self._enter(key, *self._with_room(partial(self._open_list, key))) if found is None else found
 
-    def _open_list(self, directory: DirectoryNode) -> tuple[RepositoryKey, Snapshot, float]:
-        """(its key, the list of a repository as it is now, for how long the kernel may keep it)."""
+    def _open_list(self, key: RepositoryKey) -> tuple[Snapshot, float]:
+        """(the list of a repository as it is now, for how long the kernel may keep it)."""
         # First: what changes after the look must be told.
-        kept = 0.0 if self._view.watch is None else self._kept(directory.path[1:])
-        key = RepositoryKey.known(*directory.path[1:])
-        return key, self.store.open(key, AHEAD), kept
+        kept = 0.0 if self._view.watch is None else self._kept(key)
+        return self.store.open(key, AHEAD), kept
 
-    def _open_ahead(self, directory: DirectoryNode) -> Steps[Found | None]:
-        if self._kept(directory.path[1:]) != FOREVER:
+    def _open_ahead(self, key: RepositoryKey) -> Opening:
+        # It has been a directory since it was watched, or something was told, and what is found here is dropped.
+        if self._kept(key) != FOREVER:
             return None
-        key = RepositoryKey.known(*directory.path[1:])
-        snapshot = yield from self.store.opening(key, AHEAD)
+        snapshot = yield from self._entrance.namespace(key.namespace).opening(key.name, AHEAD)
         try:
             yield
         except GeneratorExit:
@@ -131,18 +128,17 @@ class StatelessTree(Tree):
             raise
         return self._enter(key, snapshot, FOREVER)
 
-    def _enter(self, key: RepositoryKey, snapshot: Snapshot, kept: float) -> Found:
+    def _enter(self, key: RepositoryKey, snapshot: Snapshot, kept: float) -> Attributes:
         version = snapshot.version
-        node = self.inodes.version(key, version)
-        self._pins.add(node.id, snapshot)
-        times = version.mtime_ns, version.ctime_ns
-        return Found(node, Attributes(node.id, LIST_MODE, version.size, version.blocks, *times, kept, kept))
+        id_ = self.inodes.id_of_version(key, version)
+        self._pins.add(id_, snapshot)
+        return Attributes(id_, LIST_MODE, version.size, version.blocks, version.mtime_ns, version.ctime_ns, kept, kept)
 
-    def _given(self, found: Found, directory_id: int) -> Attributes:
+    def _given(self, found: Attributes, directory_id: int) -> Attributes:
         """What the kernel is told of a list from now on."""
-        self.inodes.remember(found.node)
-        self.ahead.given(found.node.id, directory_id)
-        return found.attributes
+        self.inodes.give_version(found.id)
+        self.ahead.given(found.id, directory_id)
+        return found
 
     def forget(self, references: list[tuple[int, int]]) -> None:
         super().forget(references)
@@ -153,8 +149,8 @@ class StatelessTree(Tree):
                 self._pins.drop(id_)
                 self._parts.drop(id_)
 
-    def _give_back(self, node: ListNode) -> None:
-        self.forget([(node.id, 0)])
+    def _give_back(self, id_: int) -> None:
+        self.forget([(id_, 0)])
 
     # -- directories
 
@@ -179,17 +175,7 @@ class StatelessTree(Tree):
                 return [(_AFTER_LIST, LIST_NAME, self._given(self._look(directory), id_))]
             except ListMissing:
                 return []
-        number, place = position >> _SHIFT, position & (1 << _SHIFT) - 1
-        listing = self._listings.get(number)
-        if place == 0 or listing is None or listing.directory != id_:
-            number = self._begin(id_, self._names(directory))
-            listing = self._listings[number]
-        names = listing.names
-        if place >= len(names):
-            listing.readers -= 1
-            if listing.readers <= 0:
-                del self._listings[number]  # read to its end; who seeks back has it listed anew
-            return []
+        names = self._listings.names(id_, position, partial(self._names, directory))
         kept, entered = self._kept(path[1:]) if path else FOREVER, None
         if len(path) == 2:
             try:
@@ -197,8 +183,7 @@ class StatelessTree(Tree):
             except RepositoryMissing:
                 return []
         children: list[tuple[int, bytes, Attributes]] = []
-        for index in range(place, len(names)):
-            name = names[index]
+        for following, name in names:
             size = size_of(name)
             if size > room:
                 break
@@ -210,7 +195,7 @@ class StatelessTree(Tree):
                 break  # What is counted has to be given. The kernel goes on from there, and is told then.
             if child is not None:
                 room -= size
-                children.append((number << _SHIFT | index + 1, name, child))
+                children.append((following, name, child))
         return children
 
     def _listed_directory(
@@ -240,19 +225,6 @@ class StatelessTree(Tree):
 
     def _enter_namespace(self, name: str) -> Entered:
         return self._with_room(partial(self.store.enter, name))
-
-    def _begin(self, directory: int, names: list[bytes]) -> int:
-        """The number of a listing: of one that is kept where that has the same names, so that who begins many and ends
-        none takes no more memory."""
-        for number, known in self._listings.items():
-            if known.directory == directory and known.names == names:
-                known.readers += 1
-                return number
-        if len(self._listings) >= _LISTINGS:
-            del self._listings[next(iter(self._listings))]
-        number = next(number for number in self._numbers if number not in self._listings)
-        self._listings[number] = _Listing(directory, names)
-        return number
 
     # -- reading
 

@@ -144,11 +144,6 @@ class Store(ABC):
         """Pin the current version of a list, and read its stored bytes at once where they are at most `ahead`;
         ListMissing where there is none."""
 
-    def opening(self, key: RepositoryKey, ahead: int = 0) -> Steps[Snapshot]:
-        """`open`, in steps of about the same length."""
-        yield
-        return self.open(key, ahead)
-
     def adopt(self, key: RepositoryKey, version: Version, descriptor: int, was_read: bool) -> Snapshot:
         """The snapshot that surrendered this descriptor; `version` is its version.  The descriptor belongs to it."""
         raise NotImplementedError("no snapshot of this store surrenders a descriptor")
@@ -267,16 +262,6 @@ class Store(ABC):
         return self.publish(self.stage(key, plain), mtime_ns)
 
 
-def finished(steps: Steps[_T]) -> _T:
-    """Take all steps that are left; -> the result."""
-    try:
-        while True:
-            next(steps)
-    except StopIteration as end:
-        result: _T = end.value
-        return result
-
-
 class Entered:
     """A namespace that is open to be looked into; `descriptor` is its directory, where it has one."""
 
@@ -290,6 +275,12 @@ class Entered:
     def mtime_ns(self, name: str) -> int:
         """When the directory of a repository changed, a name that `repositories` has told; RepositoryMissing."""
         return self._store.directory_mtime_ns(self._namespace, name)
+
+    def opening(self, name: str, ahead: int) -> Steps[Snapshot]:
+        """`Store.open` of a repository that has been a directory, and no link, since before this is asked, in steps of
+        about the same length.  Any error means that `Store.open` may tell another, or none."""
+        yield
+        return self._store.open(RepositoryKey.known(self._namespace, name), ahead)
 
     def close(self) -> None:
         """Let go of it."""

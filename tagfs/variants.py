@@ -20,7 +20,7 @@ _NOT_OF_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Variant(NamedTuple):
-    """One file that holds a key's list in one codec."""
+    """One file that holds a key's list in one codec; `name` may be its path below the directory it was found from."""
 
     codec: Codec
     name: str
@@ -38,7 +38,8 @@ class Variant(NamedTuple):
 
 
 def find(disk: Disk, directory: int, codecs: tuple[Codec, ...], prefix: str = "") -> list[Variant]:
-    """The variants in the directory of a key, the winner first; with HIDDEN_PREFIX, the hidden ones."""
+    """The variants in the directory of a key, the winner first; with HIDDEN_PREFIX, the hidden ones; with a name and a
+    slash, those in the directory of that name."""
     found = []
     for codec in codecs:
         name = prefix + LIST + codec.suffix
@@ -104,7 +105,8 @@ class PinnedFile(Snapshot):
         self._was_read = False
         status, fault = variant.status, None
         try:
-            self._file = disk.open_file(directory, variant.name)
+            open_file = disk.open_file_below if "/" in variant.name else disk.open_file
+            self._file = open_file(directory, variant.name)
             status = disk.stat_open(self._file)
             size = self._promised_size(variant.codec, status, ahead)
         except FileNotFoundError:

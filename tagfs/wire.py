@@ -241,6 +241,7 @@ def entry(one: Attributes, uid: int, gid: int) -> bytes:
     # fmt: on
 
 
+@functools.lru_cache(maxsize=8)  # as of `_timeout`
 def absence(timeout: float) -> bytes:
     """struct fuse_entry_out that says for how long there is no such name."""
     seconds, rest_ns = _timeout(timeout)

@@ -1,18 +1,19 @@
 """What is looked ahead for is what is there when it is asked for, and costs nothing that is kept."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tagfs.directory import DirectoryStore
-from tagfs.errors import ListCorrupt
-from tagfs.inodes import ROOT_ID, DirectoryNode
+from tagfs.errors import ListCorrupt, RepositoryMissing
+from tagfs.inodes import ROOT_ID
 from tagfs.names import BASE, RepositoryKey
 from tagfs.stateless import AHEAD, DECODED_AHEAD
 from tagfs.store import Snapshot, Steps
 from tagfs.tree import Attributes
+from tagfs.variants import PinnedFile, Variant
 from tests.support.beneath import no_descriptor_left, put
 from tests.support.places import fast_directory, open_descriptors
 from tests.support.watched import Watched
@@ -20,8 +21,13 @@ from tests.support.watched import Watched
 KEYS = [RepositoryKey("team", f"app-{number}") for number in range(6)]
 
 
-STEPS = 4
+STEPS = 3
 """In which a list is opened ahead."""
+
+
+def finished(steps: Steps[Snapshot]) -> None:
+    for _ in steps:
+        pass
 
 
 def plain_of(number: int) -> bytes:
@@ -33,9 +39,11 @@ class Counted(DirectoryStore):
 
     opened_lists: list[RepositoryKey]
 
-    def opening(self, key: RepositoryKey, ahead: int = 0) -> Steps[Snapshot]:
-        self.opened_lists.append(key)
-        return (yield from super().opening(key, ahead))
+    def _pin(self, directory: int, path: str, variant: Variant, ahead: int = 0) -> PinnedFile:
+        pinned = super()._pin(directory, path, variant, ahead)
+        namespace, name = (path if path.count("/") == 2 else f"{path}/{variant.name}").split("/")[1:3]
+        self.opened_lists.append(RepositoryKey(namespace, name))
+        return pinned
 
 
 class Walked(Watched[Counted]):
@@ -142,6 +150,45 @@ async def test_a_change_that_was_told_is_shown(walked: Walked, steps: int) -> No
     assert walked.read(walked.list_(1).id) == b"new\n"
 
 
+async def test_a_list_is_opened_in_its_own_namespace_though_another_is_entered_meanwhile(walked: Walked) -> None:
+    walked.store.replace(RepositoryKey("crew", KEYS[1].name), b"other\n")
+    walked.list_(0)
+    assert walked.tree.ahead.work()
+    walked.tree._entrance.namespace("crew")
+    attributes = walked.list_(1)
+    assert walked.read(attributes.id) == plain_of(1)
+
+
+@pytest.mark.parametrize("steps", range(STEPS + 1))
+@pytest.mark.parametrize("is_told", [False, True])
+async def test_a_repository_that_became_a_link_is_not_followed(walked: Walked, steps: int, is_told: bool) -> None:
+    elsewhere = walked.path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "tags.txt").write_bytes(b"elsewhere\n")
+    walked.list_(0)
+    for _ in range(steps):
+        assert walked.tree.ahead.work()
+    directory = walked.path / KEYS[1].directory
+    directory.rename(walked.path / "gone")
+    directory.symlink_to(elsewhere)
+    if is_told:
+        for change in walked.changes.read():
+            if change.path is not None:
+                walked.tree.changed(change.path, change.name)
+    with pytest.raises(RepositoryMissing):
+        walked.list_(1)
+
+
+async def test_a_link_in_place_of_a_repository_is_not_opened_through(walked: Walked) -> None:
+    directory = walked.path / KEYS[1].directory
+    entered = walked.store.enter(KEYS[1].namespace)
+    directory.rename(walked.path / "elsewhere")
+    directory.symlink_to(walked.path / "elsewhere")
+    with pytest.raises(ListCorrupt, match="symbolic links"):
+        finished(entered.opening(KEYS[1].name, AHEAD))
+    entered.close()
+
+
 async def test_a_list_that_went_after_it_was_opened_ahead_is_not_shown(walked: Walked) -> None:
     walked.list_(0)
     walked.idle()
@@ -157,7 +204,7 @@ async def test_what_was_opened_ahead_and_not_asked_for_is_let_go(walked: Walked)
         walked.list_(0)
         for _ in range(steps):
             assert walked.tree.ahead.work()
-        assert open_descriptors() == opened + 1
+        assert open_descriptors() == opened + 1 + (steps > 1)  # the namespace, and the list
         walked.tree.rest()
         assert (len(walked.tree.inodes), open_descriptors()) == (known, opened)
 
@@ -207,7 +254,8 @@ async def test_an_error_ahead_is_told_to_who_asks(walked: Walked) -> None:
 async def test_an_error_ahead_that_should_not_happen_ends_nothing(
     walked: Walked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(directory: DirectoryNode) -> None:
+    def fail(key: RepositoryKey) -> Iterator[None]:
+        yield
         raise MemoryError
 
     monkeypatch.setattr(walked.tree.ahead, "_open", fail)

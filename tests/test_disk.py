@@ -482,3 +482,21 @@ def test_one_call_goes_wrong(wrong: Wrong, content: bytes) -> None:
     else:
         disk.write(file, b"!")
         disk.close(file)
+
+
+def test_a_path_below_leads_through_no_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "file").write_bytes(b"v1\n")
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "real" / "link").symlink_to("file")
+    disk = Disk()
+    root = disk.open_root(str(tmp_path))
+    file = disk.open_file_below(root, "real/file")
+    assert disk.read(file, 10) == b"v1\n"
+    for descriptor in (file, disk.open_below(root, "real")):
+        disk.close(descriptor)
+    for path in ("link/file", "real/link"):
+        refuses(errno.ELOOP, lambda path=path: disk.open_file_below(root, path))  # type: ignore[misc]
+    refuses(errno.ELOOP, lambda: disk.open_below(root, "link"))
+    refuses(errno.ENOENT, lambda: disk.open_file_below(root, "real/missing"))
+    disk.close(root)

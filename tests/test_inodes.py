@@ -334,17 +334,16 @@ def test_the_next_repository_is_that_which_was_given_next_in_its_namespace() -> 
     paths = [(BASE, namespace, name) for namespace in ("other", "team") for name in ("app", "web")]
     ids = [inodes.give_directory(path) for path in paths]
     node = inodes.version(RepositoryKey("other", "web"), version(1))
-    nexts = [inodes.directory_after(id_) for id_ in ids]
-    assert [None if one is None else (one.id, one.path) for one in nexts] == [
-        (ids[1], paths[1]),
+    assert [inodes.repository_after(id_) for id_ in ids] == [
+        (ids[1], RepositoryKey("other", "web")),
         None,
-        (ids[3], paths[3]),
+        (ids[3], RepositoryKey("team", "web")),
         None,
     ]
     assert [inodes.list_after(id_) for id_ in ids] == [node.id, 0, 0, 0]
-    assert (inodes.directory_after(node.id), inodes.list_after(ROOT_ID)) == (None, 0)
+    assert (inodes.repository_after(node.id), inodes.list_after(ROOT_ID)) == (None, 0)
     inodes.forget(ids[3], 1)
-    assert inodes.directory_after(ids[2]) is None
+    assert inodes.repository_after(ids[2]) is None
 
 
 def test_a_second_walk_is_given_rows_in_its_order_again() -> None:

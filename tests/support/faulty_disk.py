@@ -77,6 +77,9 @@ class FaultyDisk(Disk):
     def open_below(self, directory: int, path: str) -> int:
         raise OSError(errno.ENOSYS, "a kernel without openat2: each directory is a call")
 
+    def open_file_below(self, directory: int, path: str) -> int:
+        return self.open_below(directory, path)
+
     def open_file(self, directory: int, name: str) -> int:
         return self._do("open_file", lambda: self.inner.open_file(directory, name))
 

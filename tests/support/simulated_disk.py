@@ -148,6 +148,9 @@ class SimulatedDisk(Disk):
     def open_below(self, directory: int, path: str) -> int:
         raise OSError(errno.ENOSYS, "a kernel without openat2: each directory is a call")
 
+    def open_file_below(self, directory: int, path: str) -> int:
+        return self.open_below(directory, path)
+
     def open_file(self, directory: int, name: str) -> int:
         node = self._find(directory, name)
         if stat.S_ISLNK(node.mode):
