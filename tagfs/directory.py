@@ -12,7 +12,7 @@ from contextlib import suppress
 from tagfs import taglist, variants
 from tagfs.codec import Codec
 from tagfs.directories import Directories
-from tagfs.disk import Disk
+from tagfs.disk import Disk, sync_file
 from tagfs.durability import Unsynced, Work, done
 from tagfs.entered import EnteredDirectory
 from tagfs.errors import CommitUncertain, ListCorrupt, ListMissing, ListTooLarge, RepositoryMissing
@@ -229,7 +229,7 @@ class DirectoryStore(Directories):
             hidden = self._hidden(directory)
             if hidden:
                 # A list that was hidden before must not be the one that is put back.
-                self._settle(directory, winner)
+                sync_file(self.disk, directory, winner)
                 self._remove_stale(directory, hidden)
             self.disk.rename(directory, winner, directory, HIDDEN_PREFIX + winner)
             self.disk.sync_dir(directory)
@@ -242,7 +242,7 @@ class DirectoryStore(Directories):
                     return False
                 successors = self._variants(directory)
                 if successors:
-                    self._settle(directory, successors[0].name)
+                    sync_file(self.disk, directory, successors[0].name)
                     self._remove_stale(directory, hidden)
                     return False
                 self._require_current()
@@ -271,7 +271,7 @@ class DirectoryStore(Directories):
             if not _is_whole(plain):
                 return False
             self._require_current()
-            self._settle(directory, found[0].name)
+            sync_file(self.disk, directory, found[0].name)
             if [variant.identity for variant in self._variants(directory)] == [variant.identity for variant in found]:
                 self._remove_stale(directory, [variant.name for variant in found[1:]])
                 return True
@@ -332,18 +332,9 @@ class DirectoryStore(Directories):
                     )
             finally:
                 pinned.close()
-            self._settle(directory, found[0].name)
+            sync_file(self.disk, directory, found[0].name)
             self._remove_stale(directory, [variant.name for variant in found[1:]])
         return found[0].name
-
-    def _settle(self, directory: int, name: str) -> None:
-        """Make a variant durable that another writer has put there."""
-        file = self.disk.open_file(directory, name)
-        try:
-            self.disk.sync(file)
-        finally:
-            self.disk.close(file)
-        self.disk.sync_dir(directory)
 
     def _remove_stale(self, directory: int, names: list[str]) -> None:
         self._unlink(directory, names)

@@ -204,6 +204,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
+def sync_file(disk: Disk, directory: int, name: str) -> None:
+    """Make a file durable that another program may have written, and its name."""
+    file = disk.open_file(directory, name)
+    try:
+        disk.sync(file)
+    finally:
+        disk.close(file)
+    disk.sync_dir(directory)
+
+
 @contextmanager
 def closed_on_failure(disk: Disk, descriptor: int) -> Iterator[None]:
     """Close a descriptor where what is done first with it fails; else whoever goes on closes it."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tagfs import taglist
-from tagfs.disk import Disk
+from tagfs.disk import Disk, sync_file
 from tagfs.findings import Finding, Findings
 from tagfs.names import HIDDEN_PREFIX, RepositoryKey
 from tagfs.quarantine import Quarantine
@@ -66,7 +66,7 @@ class Mending:
             return
 
         def mend() -> str:
-            self._sync(directory, winner.name)
+            sync_file(self._disk, directory, winner.name)
             if not is_still(self._disk, directory, lost):
                 return _CHANGED
             self._disk.unlink(directory, lost.name)
@@ -104,12 +104,3 @@ class Mending:
 
     def _move(self, directory: int, name: str, place: tuple[str, ...]) -> str:
         return f"moved to {self.quarantine.move(directory, name, place)}"
-
-    def _sync(self, directory: int, name: str) -> None:
-        """Make the list that replaced another one durable before the other one goes."""
-        file = self._disk.open_file(directory, name)
-        try:
-            self._disk.sync(file)
-        finally:
-            self._disk.close(file)
-        self._disk.sync_dir(directory)

@@ -6,7 +6,6 @@ import os
 import socket
 import stat
 import struct
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,7 +31,7 @@ from tagfs.stateless import StatelessTree
 from tagfs.timings import Timings
 from tagfs.tree import View
 from tests.support import wire as kernel
-from tests.support.asked import KEY, Asked, serving
+from tests.support.asked import KEY, Asked, require_turns, serving
 from tests.support.beneath import directory_store, no_descriptor_left, put
 from tests.support.places import fast_directory
 from tests.support.stores import unready_at
@@ -285,20 +284,7 @@ async def test_requests_are_answered_in_their_order(asked: Reading) -> None:
 
 
 async def test_other_tasks_have_their_turn_beside_any_number_of_requests(asked: Reading) -> None:
-    ends = threading.Event()
-
-    def flood() -> None:
-        asked.kernel.setblocking(True)
-        while not ends.is_set():
-            asked.kernel.send(kernel.request(17))
-            asked.kernel.recv(1 << 21)
-
-    async with serving(asked), trio.open_nursery() as nursery:
-        nursery.start_soon(trio.to_thread.run_sync, flood)
-        with trio.fail_after(30):
-            while asked.channel.requests.get("statfs", 0) < 1000:
-                await trio.lowlevel.checkpoint()
-        ends.set()
+    await require_turns(asked)
 
 
 async def test_what_is_attended_has_its_turn_beside_any_number_of_requests(asked: Reading) -> None:

@@ -29,7 +29,7 @@ from tagfs.replacing import WritableTree
 from tagfs.store import Stage, Version
 from tagfs.timings import Timings
 from tests.support import wire as kernel
-from tests.support.asked import KEY, Asked, serving
+from tests.support.asked import KEY, Asked, require_turns, serving
 from tests.support.stores import unready_at
 
 OTHER = RepositoryKey("team", "web")
@@ -424,20 +424,7 @@ async def test_what_waits_is_answered_also_where_the_mount_ends(asked: Writing) 
 
 
 async def test_other_tasks_have_their_turn_beside_any_number_of_requests(asked: Writing) -> None:
-    ends = threading.Event()
-
-    def flood() -> None:
-        asked.kernel.setblocking(True)
-        while not ends.is_set():
-            asked.kernel.send(kernel.request(17))
-            asked.kernel.recv(1 << 21)
-
-    async with serving(asked), trio.open_nursery() as nursery:
-        nursery.start_soon(trio.to_thread.run_sync, flood)
-        with trio.fail_after(30):
-            while asked.channel.requests.get("statfs", 0) < 1000:
-                await trio.lowlevel.checkpoint()
-        ends.set()
+    await require_turns(asked)
 
 
 async def test_it_ends_with_the_device(asked: Writing) -> None:

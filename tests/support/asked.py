@@ -1,6 +1,7 @@
 """A mount's channel that a test asks in the kernel's place, over a socket instead of the device."""
 
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
@@ -70,3 +71,21 @@ async def serving(asked: Asked[Any]) -> AsyncIterator[None]:
         nursery.start_soon(asked.channel.serve)
         yield
         asked.channel.terminate()
+
+
+async def require_turns(asked: Asked[Any]) -> None:
+    """This task has its turn while requests follow one another without end."""
+    ends = threading.Event()
+
+    def flood() -> None:
+        asked.kernel.setblocking(True)
+        while not ends.is_set():
+            asked.kernel.send(kernel.request(17))
+            asked.kernel.recv(1 << 21)
+
+    async with serving(asked), trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, flood)
+        with trio.fail_after(30):
+            while asked.channel.requests.get("statfs", 0) < 1000:
+                await trio.lowlevel.checkpoint()
+        ends.set()
