@@ -2,8 +2,8 @@
 
 Owns: the kernel's node ids; which node is the current version of a list.
 Does not know: the store, handles.
-Invariant: a node id is never used twice, and a list's node does not change its version while it is open, nor ever
-where the kernel keeps anything of it, so that whatever the kernel has of a node stays true.
+Invariant: a node id is never used twice, and what a list's node stands for does not change: what the kernel has of it
+stays true.
 """
 
 import itertools
@@ -180,7 +180,7 @@ class Inodes(NodeTable):
         return self._add(ListNode(next(self._ids), key, None))
 
     def promote(self, node: ListNode, version: Version) -> None:
-        """Let a draft, or a node whose version nobody has open, stand for the current version of its list."""
+        """Let a draft stand for the current version of its list."""
         node.version = version
         if node.id in self._nodes and self._current.get(node.key) is not node:
             self.supersede(node.key)

@@ -26,7 +26,7 @@ from tagfs.errors import (
 from tagfs.handles import ReadHandle, ScratchHandle, WriteHandle
 from tagfs.inodes import DirectoryNode, Inodes, ListNode, Node, ScratchNode
 from tagfs.names import BASE, RepositoryKey
-from tagfs.store import Snapshot, Store
+from tagfs.store import Store
 from tagfs.traces import Traces
 from tagfs.tree import LIST_NAME, Attributes, Tree, View, key_at
 from tagfs.writer import Writer
@@ -41,6 +41,10 @@ SCRATCH_KEPT = 1.0
 
 SCRATCH_COST = 1024
 """Bytes that a scratch file counts for besides its content."""
+
+LIST_KEPT = 1.0
+"""Seconds for which the kernel may keep the attributes of a version that nobody is writing: they do not change, and its
+name is looked up each time."""
 
 LATE_FOR = 1.0
 """Seconds in which a program opens the next version, whose open was refused because the list had just been replaced."""
@@ -138,7 +142,9 @@ class Writing(Tree):
             now = time.time_ns()
             mtime_ns = writer.requested_mtime_ns if writer and writer.requested_mtime_ns is not None else now
             return Attributes(node.id, self._mode(stat.S_IFREG), size, 0, mtime_ns, now)
-        return super()._attributes(node, pid)
+        attributes = super()._attributes(node, pid)
+        # A program that writes is shown its own size, and the kernel keeps one for all.
+        return attributes if node.key in self._writers else attributes._replace(attr_timeout=LIST_KEPT)
 
     def _writer_seen_by(self, node: ListNode, pid: int) -> Writer | None:
         """The writer whose size a program sees when it asks: its own that has changed, or the creator's."""
@@ -158,25 +164,23 @@ class Writing(Tree):
 
     def open(self, id_: int, flags: int, pid: int = 0) -> int:
         node = self.inodes.get(id_)
-        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        writes = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if isinstance(node, ScratchNode):
             scratch = self._scratch_of(node)
             if flags & os.O_TRUNC:
                 scratch.truncate(0, time.time_ns())
             scratch.open_count += 1
             return self._open(ScratchHandle(scratch))
-        if isinstance(node, ListNode) and (writes or flags & os.O_TRUNC):
-            return self._open_writer(node, flags, pid)
-        if writes or flags & os.O_TRUNC:
-            raise NotPermitted(f"node {id_} is never written")
-        if isinstance(node, ListNode) and node.version is None:
+        if not isinstance(node, ListNode):
+            if writes:
+                raise NotPermitted(f"node {id_} is never written")
+            return super().open(id_, flags, pid)
+        if node.version is None and not writes:
             writer = self._writer_seen_by(node, pid)
             content = writer.content() if writer is not None else b""
             return self._open(ReadHandle(None, lambda: content))
-        if not isinstance(node, ListNode):
-            return super().open(id_, flags, pid)
         try:
-            handle = super().open(id_, flags, pid)
+            handle = self._open_writer(node, flags, pid) if writes else super().open(id_, flags, pid)
         except VersionGone:
             self._late.setdefault((node.key, pid), _Late()).until = time.monotonic() + LATE_FOR
             raise
@@ -217,7 +221,7 @@ class Writing(Tree):
         return handle, attributes
 
     def _open_writer(self, node: ListNode, flags: int, pid: int) -> int:
-        base = self._pin_base(node) if node.version is not None else None
+        base = self._pin(node) if node.version is not None else None
         appends, truncates = bool(flags & os.O_APPEND), bool(flags & os.O_TRUNC)
         if base is not None and not appends and not truncates:
             self._require_base(node)
@@ -239,20 +243,11 @@ class Writing(Tree):
             self._unpin(node)
             raise VersionGone(f"{node.key} was replaced, and readers still have the old version open")
 
-    def _pin_base(self, node: ListNode) -> Snapshot:
-        """The snapshot that a writer begins with.  The kernel keeps nothing for writers of a node, and repeats an open
-        just once: where the list was replaced since it was looked up, the node stands for the new version."""
-        try:
-            return self._pin(node)
-        except VersionGone:
-            self.inodes.promote(node, self.store.examine(node.key))
-            return self._pin(node)
-
     def _keep_looked_up(self, node: ListNode, pid: int) -> None:
         """Keep the version that was just looked up for the open that follows, where the one before came too late.
 
-        For readers a node never changes its version, because the kernel may have its size and its pages; so the open
-        of a version that was replaced is refused, once, and the kernel looks the list up again.
+        A node never changes its version, because the kernel may have its size and its pages; so the open of a version
+        that was replaced is refused, once, and the kernel looks the list up again.
         """
         late = self._late.get((node.key, pid))
         if late is None or late.kept is node:

@@ -367,7 +367,7 @@ def _watch(store: MemoryStore, watched: set[tuple[str, ...]], path: tuple[str, .
 async def test_a_list_is_written_and_read_back(asked: Asked) -> None:
     await asked.put(b"v1\nv2\n")
     entry = await asked.lookup()
-    assert (entry.st_mode, entry.st_size, entry.entry_timeout, entry.attr_timeout) == (stat.S_IFREG | 0o644, 6, 0, 0)
+    assert (entry.st_mode, entry.st_size, entry.entry_timeout) == (stat.S_IFREG | 0o644, 6, 0)
     opened = await asked.operations.open(entry.st_ino, os.O_RDONLY, CTX)
     assert (opened.direct_io, opened.keep_cache) == (True, False)
     assert await asked.content() == b"v1\nv2\n"

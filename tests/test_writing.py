@@ -32,7 +32,7 @@ from tagfs.publishing import run
 from tagfs.replacing import RENAME_NOREPLACE, WritableTree
 from tagfs.store import Stage, Store, Version
 from tagfs.tree import UNWATCHED, View
-from tagfs.writing import BUDGET_LISTS, SCRATCH_COST, SCRATCH_KEPT
+from tagfs.writing import BUDGET_LISTS, LIST_KEPT, SCRATCH_COST, SCRATCH_KEPT
 from tests.support.beneath import LIST_LIMIT, directory_store, list_file, no_descriptor_left, put
 from tests.support.driver import APPEND, BOTH, CREATE, KEY, PID, READ, REPLACE, TAGS, WRITE, Driver, File
 from tests.support.places import fast_directory
@@ -1111,18 +1111,36 @@ def test_only_the_namespaces_of_the_view_can_be_made(store: Store) -> None:
 # -- opening while others replace
 
 
-def test_opening_a_version_that_was_replaced_to_write_opens_the_current_one(app: Driver) -> None:
+def test_opening_a_version_that_was_replaced_to_write_opens_the_current_one_at_the_second_try(app: Driver) -> None:
     tree = app.writable
     with app.inside() as directory:
-        for flags in (BOTH, WRITE | os.O_APPEND):
-            id_ = tree.lookup(directory, TAGS).id
+        for flags in (BOTH, WRITE | os.O_APPEND, REPLACE & ~os.O_CREAT):
+            old_id = tree.lookup(directory, TAGS, PID).id
             app.write(b"v%d\n" % (flags + 5))
+            with pytest.raises(VersionGone):
+                tree.open(old_id, flags, PID)
+            id_ = tree.lookup(directory, TAGS, PID).id
+            assert id_ != old_id
             handle = tree.open(id_, flags, PID)
-            assert tree.read(handle, 0, 100) == b"v%d\n" % (flags + 5)
-            assert tree.attributes(id_).size == len(b"v%d\n" % (flags + 5))
-            assert tree.lookup(directory, TAGS).id == id_
+            assert tree.read(handle, 0, 100) == (b"" if flags & os.O_TRUNC else b"v%d\n" % (flags + 5))
             tree.release(handle)
-            tree.forget([(id_, 2)])
+            tree.forget([(old_id, 1), (id_, 1)])
+
+
+def test_a_second_replacement_keeps_nobody_from_opening_to_append_or_to_replace(app: Driver) -> None:
+    tree, other = app.writable, PID + 1  # the driver itself is PID
+    with app.inside() as directory:
+        for flags in (WRITE | os.O_APPEND, REPLACE & ~os.O_CREAT):
+            ids = [tree.lookup(directory, TAGS, other).id]
+            app.write(b"once%d\n" % flags)
+            with pytest.raises(VersionGone):
+                tree.open(ids[0], flags, other)
+            ids.append(tree.lookup(directory, TAGS, other).id)
+            app.write(b"twice%d\n" % flags)
+            with File(app, ids[1], tree.open(ids[1], flags, other)) as file:
+                file.write(b"mine\n")
+            assert app.read() == (b"twice%d\n" % flags if flags & os.O_APPEND else b"") + b"mine\n"
+            tree.forget([(ids[0], 1)])
 
 
 def test_lines_of_a_version_that_only_readers_still_have_are_not_changed(app: Driver) -> None:
@@ -1151,7 +1169,7 @@ def test_no_directory_nor_the_sentinel_is_written(app: Driver) -> None:
 
 def test_no_name_of_a_file_that_is_written_here_is_kept_by_the_kernel(app: Driver) -> None:
     app.write(b"x", b"new")
-    for name, kept in ((TAGS, 0.0), (b"new", SCRATCH_KEPT)):
+    for name, kept in ((TAGS, LIST_KEPT), (b"new", SCRATCH_KEPT)):
         attributes = app.stat(name)
         assert (attributes.entry_timeout, attributes.attr_timeout) == (0.0, kept)
         assert attributes.mode == stat.S_IFREG | 0o644
@@ -1159,6 +1177,19 @@ def test_no_name_of_a_file_that_is_written_here_is_kept_by_the_kernel(app: Drive
         assert app.tree.attributes(directory).mode == stat.S_IFDIR | 0o755
         assert app.tree.attributes(directory).entry_timeout == UNWATCHED
     app.unlink(b"new")
+
+
+def test_the_kernel_keeps_no_attributes_of_a_list_that_is_written(app: Driver) -> None:
+    with app.open() as reader:
+        assert app.tree.attributes(reader.id).attr_timeout == LIST_KEPT
+        with app.open(flags=BOTH) as writer:
+            assert writer.id == reader.id
+            for pid in (0, PID, PID + 1):
+                assert app.tree.attributes(reader.id, pid).attr_timeout == app.stat(pid=pid).attr_timeout == 0.0
+        assert app.tree.attributes(reader.id).attr_timeout == LIST_KEPT
+    with app.open(b"other", CREATE):
+        assert app.stat().attr_timeout == LIST_KEPT
+    app.unlink(b"other")
 
 
 # -- commits that fail
