@@ -143,6 +143,13 @@ class Commits:
     def pending_bytes(self) -> int:
         return self._bytes
 
+    def attend(self, ring: Callable[[], None] | None) -> None:
+        """As `Lanes.attend`: whoever is rung goes on with what threads have done by `collect`."""
+        self._lanes.attend(ring)
+
+    def collect(self) -> None:
+        self._lanes.collect()
+
     def _enqueue(self, pending: Pending) -> None:
         key = pending.step.key
         self._depth += 1

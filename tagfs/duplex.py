@@ -11,7 +11,7 @@ import os
 import select
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import trio
@@ -32,6 +32,9 @@ trio's own wait costs as much as a request.  Not while tasks have something to d
 
 TURN = 0.002
 """Seconds of requests after which other tasks have their turn, however many more there are."""
+
+CALM_TURN = 0.01
+"""The same where no request waits for them."""
 
 AHEAD = 8
 """Requests of readers that are answered before one of a writer, at most."""
@@ -71,8 +74,10 @@ class Duplex(Answering):
         self._bytes = memoryview(self._buffer)
         # INVARIANT: requests that were read and are to be answered in this order, with when that was.
         self._writers: deque[tuple[bytes, float]] = deque()
-        # INVARIANT: the number of requests that wait for steps.
+        # INVARIANT: the number of requests that wait for steps; of those that do in tasks.
         self._holds = 0
+        self._tasks = 0
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._let_go = trio.lowlevel.ParkingLot()
 
     # -- the loop
@@ -85,31 +90,53 @@ class Duplex(Answering):
                 await self._serve()
 
     async def _serve(self) -> None:
-        poller = select.poll()
-        poller.register(self._device, select.POLLIN)
-        ahead, deadline = 0, time.monotonic() + TURN
-        while True:
-            patience = 0 if self._writers or self._holds or self._commits.depth else LINGER_MS
-            if ahead < AHEAD and len(self._writers) < MOST_READ and self._holds < MOST_HELD and poller.poll(patience):
-                request = self._next()
-                if request is None:
-                    return
-                if not request:
-                    continue
-                if self._is_writers(request):
-                    self._writers.append((request, self._now()))
+        requests, anything = select.poll(), select.poll()
+        requests.register(self._device, select.POLLIN)
+        anything.register(self._device, select.POLLIN)
+        anything.register(self._bell, select.POLLIN)
+        ahead, since = 0, time.monotonic()
+        self._commits.attend(self._ring)
+        try:
+            while True:
+                # A step by itself ends soon, and costs less to wait for here; of more, those that wait are a group.
+                depth = self._commits.depth
+                patience = LINGER_MS if depth <= 1 and not self._writers and not self._tasks else 0
+                may_read = ahead < AHEAD and len(self._writers) < MOST_READ and self._holds < MOST_HELD
+                if may_read and (ready := (anything if depth == 1 else requests).poll(patience)):
+                    if ready[-1][0] == self._bell:
+                        os.eventfd_read(self._bell)
+                        self._commits.collect()
+                        continue
+                    request = self._next()
+                    if request is None:
+                        return
+                    if not request:
+                        continue
+                    if self._is_writers(request):
+                        self._writers.append((request, self._now()))
+                    else:
+                        ahead += bool(self._writers)
+                        self.answer(request)
+                elif self._writers:
+                    ahead = 0
+                    self.answer(*self._writers.popleft())
                 else:
-                    ahead += bool(self._writers)
-                    self.answer(request)
-            elif self._writers:
-                ahead = 0
-                self.answer(*self._writers.popleft())
-            else:
-                await self._something()
-                deadline = time.monotonic() + TURN
-            if time.monotonic() > deadline:
-                await trio.lowlevel.checkpoint()
-                deadline = time.monotonic() + TURN
+                    await self._others(self._something)
+                    since = time.monotonic()
+                if time.monotonic() - since > (TURN if self._tasks or depth > 1 else CALM_TURN):
+                    await self._others(trio.lowlevel.checkpoint)
+                    since = time.monotonic()
+        finally:
+            self._commits.attend(None)
+
+    def _ring(self) -> None:
+        os.eventfd_write(self._bell, 1)
+
+    async def _others(self, wait: Callable[[], Awaitable[None]]) -> None:
+        """Let other tasks have their turn."""
+        self._commits.attend(None)
+        await wait()
+        self._commits.attend(self._ring)
 
     def _is_writers(self, request: bytes) -> bool:
         opcode = wire.opcode_of(request)
@@ -170,10 +197,13 @@ class Duplex(Answering):
                 end(error)
             else:
                 end(None, body)
+            finally:
+                self._tasks -= 1
 
         self._holds += 1
         if not isinstance(waiting, Pending):
             assert self._nursery is not None
+            self._tasks += 1
             self._nursery.start_soon(finish, waiting)
         elif waiting.done.is_set():
             end(waiting.error)
@@ -191,6 +221,7 @@ class Duplex(Answering):
 
     def close(self) -> None:
         super().close()
+        os.close(self._bell)
         self._bytes.release()
         self._buffer.close()
 

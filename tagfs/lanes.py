@@ -61,6 +61,8 @@ class Lanes:
         self._resumed: deque[tuple[Resume, Exception | None]] = deque()
         self._is_told = False
         self._lock = threading.Lock()
+        # INVARIANT: changed, and called, under the lock.
+        self._ring: Callable[[], None] | None = None
         # INVARIANT: as many as wait for what is handed, or are at work on it; changed under the lock.
         self._threads = 0
 
@@ -71,6 +73,23 @@ class Lanes:
             self._unsynced.append((blocking, resume))
         if not self._is_collecting:
             self._hand_out()
+
+    def attend(self, ring: Callable[[], None] | None) -> None:
+        """Have `ring` called, in a thread, when something has ended, for a loop that keeps from trio for a moment and
+        then calls `collect`; None: it does no longer, nobody is rung from now on, and trio is woken again."""
+        with self._lock:
+            self._ring = ring
+        if ring is None:
+            # In this order: who has not seen that nobody attends any more has put it there before.
+            if self._ended:
+                self.collect()
+            self._keep_the_loop()
+
+    def _keep_the_loop(self) -> None:
+        """While a thread will call it."""
+        if self._under_way and self._ring is None and self._idle is None:
+            self._idle = trio.Event()
+            self._nursery.start_soon(self._stay, self._idle)
 
     def _hand_out(self) -> None:
         while self._under_way < THREADS and (self._calls or self._may_sync()):
@@ -86,9 +105,7 @@ class Lanes:
             self._under_way += 1
             self._together += is_together
             self.in_flight += len(group)
-            if self._idle is None:
-                self._idle = trio.Event()
-                self._nursery.start_soon(self._stay, self._idle)
+            self._keep_the_loop()
             self._hand(group, is_together)
 
     def _may_sync(self) -> bool:
@@ -110,11 +127,11 @@ class Lanes:
         threading.Thread(target=self._work, name="tagfs-lane", daemon=True).start()
 
     async def _stay(self, idle: trio.Event) -> None:
-        """Keep the loop, while a thread will call it; also while the mount ends."""
+        """Also while the mount ends."""
         with trio.CancelScope(shield=True):
             await idle.wait()
 
-    def _collect(self) -> None:
+    def collect(self) -> None:
         """Go on, on the loop, with what threads have done."""
         self._is_told = False
         self._is_collecting = True
@@ -130,7 +147,7 @@ class Lanes:
             resume(error)
             if self._resumed and monotonic() >= end:
                 self._is_told = True
-                self._token.run_sync_soon(self._collect)
+                self._token.run_sync_soon(self.collect)
                 return
         self._is_collecting = False
         self._hand_out()
@@ -159,7 +176,11 @@ class Lanes:
             # After it was appended: whoever collects says first that nobody is told.
             if not self._is_told:
                 self._is_told = True
-                self._token.run_sync_soon(self._collect)
+                with self._lock:
+                    if self._ring is not None:
+                        self._ring()
+                    else:
+                        self._token.run_sync_soon(self.collect)
 
 
 def _raise(error: BaseException) -> None:

@@ -160,3 +160,44 @@ async def test_what_is_added_when_something_ended_is_done_too_also_while_the_mou
         nursery.cancel_scope.cancel()
         disk.gate.set()
     assert left == 0
+
+
+async def test_who_attends_is_rung_and_goes_on_without_a_turn_of_other_tasks() -> None:
+    rung = threading.Event()
+    ended: list[Exception | None] = []
+    async with trio.open_nursery() as nursery:
+        lanes = Lanes(nursery)
+        lanes.attend(rung.set)
+        error = OSError(5, "broken")
+
+        def fail() -> None:
+            raise error
+
+        for call, expected in ((lambda: None, [None]), (fail, [None, error])):
+            rung.clear()
+            lanes.add(Call(call), ended.append)
+            assert rung.wait(timeout=60)
+            assert ended == expected[:-1]
+            lanes.collect()
+            assert ended == expected
+        assert not nursery.child_tasks
+        lanes.attend(None)
+        assert not nursery.child_tasks
+
+
+async def test_what_ends_as_nobody_attends_any_more_is_gone_on_with() -> None:
+    disk = Gated(is_able=False)
+    rung = threading.Event()
+    ended: list[str] = []
+    async with trio.open_nursery() as nursery:
+        lanes = Lanes(nursery)
+        lanes.attend(rung.set)
+        lanes.add(Call(lambda: None), lambda error: ended.append("call"))
+        assert rung.wait(timeout=60)
+        lanes.add(Unsynced(Together(disk, 3), disk, (0,)), lambda error: ended.append("sync"))
+        lanes.attend(None)
+        assert ended == ["call"]
+        rung.clear()
+        disk.gate.set()
+    assert ended == ["call", "sync"]
+    assert not rung.is_set()
