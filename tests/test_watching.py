@@ -154,11 +154,14 @@ def test_nobody_reads_the_output_to_its_end(path: Path, store: Path) -> None:
         assert process.stderr.read() == ""
 
 
-def test_a_mount_that_comes_back(store: Path, daemons: MakeDaemon, watching: Watches) -> None:
+@pytest.mark.parametrize("is_stopped", [True, False], ids=["stopped", "unmounted lazily"])
+def test_a_mount_that_comes_back(is_stopped: bool, store: Path, daemons: MakeDaemon, watching: Watches) -> None:
     mount = daemons("--read-only")
     watch = watching(mount.point / "imagerepository", "--json")
     assert watch.event()["type"] == events.READY
-    mount.stop()
+    if not is_stopped:
+        mountpoint.unmount(str(mount.point), lazy=True)
+    assert (mount.stop() if is_stopped else mount.wait()) == 0
     watch.note("has ended; waiting for it to come back")
     put(store, APP, b"v2\n")
     daemons("--read-only", point=mount.point)
