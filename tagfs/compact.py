@@ -208,9 +208,6 @@ class CompactInodes(NodeTable):
         next_ = self._directories.ids[row]
         return (next_, self._key(row)) if next_ else None
 
-    def is_repository(self, id_: int) -> bool:
-        return self._directories.ids[row_of(id_)] == id_
-
     def list_of(self, id_: int) -> int:
         """The current list of the repository of a node, or 0."""
         return self._lists.ids[row_of(id_)]
@@ -366,12 +363,11 @@ class CompactInodes(NodeTable):
     def _keep(self, row: int, version: Version) -> None:
         codec, size, stored_size, blocks, mtime_ns, ctime_ns, identity, fault = version
         try:
-            device, inode, *others = identity
-            if fault is not None or others != [mtime_ns, ctime_ns, stored_size]:
+            device, inode = identity[:2]
+            if fault is not None or identity[2:] != (mtime_ns, ctime_ns, stored_size):
                 raise ValueError
-            sizes = size, stored_size, blocks
-            at = row * _VERSION.size
-            _VERSION.pack_into(self._versions, at, CODECS.index(codec), *sizes, mtime_ns, ctime_ns, device, inode)
+            place, at = CODECS.index(codec), row * _VERSION.size
+            _VERSION.pack_into(self._versions, at, place, size, stored_size, blocks, mtime_ns, ctime_ns, device, inode)
         except (ValueError, struct.error):
             self._versions[row * _VERSION.size] = _ODD
             self._odd[row] = version

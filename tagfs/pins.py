@@ -8,7 +8,7 @@ Does not know: what a version is of, who reads it.
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from itertools import chain, repeat
+from itertools import chain
 
 from tagfs.compact import row_of
 from tagfs.disk import Disk
@@ -52,11 +52,10 @@ class Descriptors:
 
     def put(self, id_: int, descriptor: int, was_read: bool) -> None:
         row = row_of(id_)
-        missing = row + 1 - len(self._files)
-        if missing > 0:
-            self._files.extend(repeat(_NONE, missing))
-            self._ids.extend(repeat(0, missing))
-        elif self._files[row] != _NONE:
+        while row >= len(self._files):
+            self._files.append(_NONE)
+            self._ids.append(0)
+        if self._files[row] != _NONE:
             other = self._ids[row]
             self._superseded[other] = self._empty(row)
         self._files[row] = descriptor << 1 | was_read

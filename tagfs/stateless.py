@@ -16,7 +16,7 @@ from tagfs.entrance import Entrance
 from tagfs.errors import ListMissing, NotPermitted, RepositoryMissing, VersionGone
 from tagfs.inodes import ROOT_ID, DirectoryNode, ListNode, SentinelNode
 from tagfs.listings import Listings
-from tagfs.names import LIST, RepositoryKey
+from tagfs.names import LIST, RepositoryKey, is_repository
 from tagfs.pins import Parts, Pins
 from tagfs.store import Entered, Snapshot, Store
 from tagfs.tree import (
@@ -70,35 +70,38 @@ class StatelessTree(Tree):
 
     def lookup(self, parent: int, name: bytes, pid: int = 0) -> Attributes:
         found = self.ahead.take_found(parent) if name == LIST_NAME else None
-        if found is None:
-            directory = self._directory(parent)
-            if len(directory.path) == 2:
-                return self._named_repository(directory.path, name)
-            if len(directory.path) < 3:
-                return super().lookup(parent, name, pid)
-            if name != LIST_NAME:
-                raise ListMissing(f"{'/'.join(directory.path)} shows nothing but {LIST}")
-            found = self._look(directory)
-        return self._given(found, parent)
+        return self._given(found, parent) if found is not None else self._looked_up(self._directory(parent), name)
 
     def sought(self, parent: int, name: bytes) -> Attributes | float:
         """`lookup`, or for how long the kernel may keep that there is no such name, seconds."""
         found = self.ahead.take_found(parent) if name == LIST_NAME else None
         if found is not None:
             return self._given(found, parent)
+        directory = self._directory(parent)
         # First: what comes into being after the look must be told.
-        kept = self.absence_timeout(parent)
-        if name != LIST_NAME and self.inodes.is_repository(parent):
+        kept = self._absence_kept(directory.path)
+        if len(directory.path) == 3 and name != LIST_NAME:
             return kept
         try:
-            return self.lookup(parent, name)
+            return self._looked_up(directory, name)
         except (ListMissing, RepositoryMissing):
             return kept
+
+    def _looked_up(self, directory: DirectoryNode, name: bytes) -> Attributes:
+        depth = len(directory.path)
+        if depth < 2:
+            return super().lookup(directory.id, name)
+        if depth == 2:
+            return self._named_repository(directory.path, name)
+        if name != LIST_NAME:
+            raise ListMissing(f"{'/'.join(directory.path)} shows nothing but {LIST}")
+        return self._given(self._look(directory), directory.id)
 
     def _named_repository(self, above: tuple[str, ...], name: bytes) -> Attributes:
         """A repository that is looked up by its name; RepositoryMissing."""
         path = (*above, name.decode("utf-8", "surrogateescape"))
-        self._require_shown(path)
+        if not is_repository(path[2]):
+            raise RepositoryMissing(f"{'/'.join(path)} cannot be in a store")
         kept = self._kept(above[1:])
         attributes = self._within(self._entrance.namespace(above[1]), path, kept)
         self.ahead.named(attributes.id, RepositoryKey.known(above[1], path[2]))

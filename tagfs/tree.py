@@ -236,9 +236,11 @@ class Tree:
 
     def absence_timeout(self, parent: int) -> float:
         """How long the kernel may keep that a child is not there, seconds."""
+        return self._absence_kept(self._directory(parent).path)
+
+    def _absence_kept(self, path: tuple[str, ...]) -> float:
         if self._view.watch is None:
             return 0.0
-        path = self._directory(parent).path
         return self._kept(path[1:]) if path else FOREVER
 
     def _kept(self, watched: tuple[str, ...]) -> float:
