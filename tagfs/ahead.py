@@ -7,7 +7,7 @@ Invariant: nothing is given out that was replaced before it was asked for.
 A program that goes through a whole mount does so in the order of its listings, and needs some 20 µs between an answer
 and its next request.  In that time the next repository's list is opened, and the list that was given out last is
 decoded, where the program has read the one before.  Of a repository that is looked up by its name, its own list is
-opened.
+opened; once the program has read some in the order of their names, the repository with the next name is looked up too.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,17 @@ from tagfs.tree import Attributes
 Opening = Steps[Attributes | None]
 """Of a list: it ends with what a lookup is answered with; None where nobody would tell that the list changes."""
 
+IN_ORDER = 3
+"""Repositories that were looked up each after the one before, by its name, before the next one is guessed."""
+
 
 class Ahead:
     """Looks ahead for one tree.
 
     Args:
         open_: the list of a repository as it is now, kept open for the kernel.
-        give_back: undoes `open_`, for a node that the kernel was not told of.
+        look_after: looks the repository with the next name up; -> its directory and its key, None where there is none.
+        give_back: undoes both, for a node that the kernel was not told of; else nothing.
         decode: the bytes of a node; None where there is too much to be read.
     """
 
@@ -34,21 +38,24 @@ class Ahead:
         self,
         inodes: CompactInodes,
         open_: Callable[[RepositoryKey], Opening],
+        look_after: Callable[[RepositoryKey], tuple[int, RepositoryKey] | None],
         give_back: Callable[[int], None],
         decode: Callable[[int], bytes | None],
     ) -> None:
         self._inodes = inodes
         self._open = open_
+        self._look_after = look_after
         self._give_back = give_back
         self._decode = decode
         self.has_news: Callable[[], bool] | None = None
         """Whether something has changed beneath that the tree has not been told yet; None: that is not known, so no
         list is opened ahead."""
         # What is to be done: a list to decode, one after which the next is to be decoded, a node after whose repository
-        # the next one's list is to be opened; 0 for none.
+        # the next one's list is to be opened; 0 for none.  A repository after which the next name is to be looked up.
         self._to_decode = 0
         self._to_decode_after = 0
         self._to_open_after = 0
+        self._to_look_after: RepositoryKey | None = None
         # INVARIANT: the directory of each was watched before its list was opened.
         self._opening: tuple[int, Opening] | None = None
         self._found: tuple[int, Attributes] | None = None
@@ -56,17 +63,25 @@ class Ahead:
         # Whether the program reads the lists that it is given.
         self._was_read = False
         self._last_read = 0
+        # The repository that was looked up last by its name, and how many before it were in order.
+        self._named: tuple[int, RepositoryKey] | None = None
+        self._in_order = 0
 
     # -- what the program does
 
     def named(self, directory_id: int, key: RepositoryKey) -> None:
         """A repository was looked up: what it holds is asked for next."""
-        if not self._inodes.list_of(directory_id):
+        self._in_order = self._in_order + 1 if self._named is not None and key > self._named[1] else 0
+        self._named, self._to_look_after = (directory_id, key), None
+        is_opening = self._opening is not None and self._opening[0] == directory_id
+        if not is_opening and not self._inodes.list_of(directory_id):
             self._to_open_after = 0
             self._begin(directory_id, key)
 
     def given(self, list_id: int, directory_id: int) -> None:
         """A list was looked up or listed."""
+        if self._named is not None and self._named[0] != directory_id:
+            self._named = self._to_look_after = None
         self._to_open_after = directory_id
         self._to_decode, self._to_decode_after = list_id if self._was_read else 0, 0
         self._was_read = False
@@ -76,6 +91,8 @@ class Ahead:
         in_turn = row_of(list_id) == row_of(self._last_read) + 1
         self._to_decode, self._to_decode_after = 0, list_id if in_turn else 0
         self._was_read, self._last_read = True, list_id
+        if self._in_order >= IN_ORDER and self._named is not None and row_of(list_id) == row_of(self._named[0]):
+            self._to_look_after = self._named[1]
 
     # -- ahead of it
 
@@ -93,6 +110,9 @@ class Ahead:
             elif self._to_decode_after:
                 id_, self._to_decode_after = self._to_decode_after, 0
                 self._decode_one(self._inodes.list_after(id_))
+            elif self._to_look_after is not None:
+                key, self._to_look_after = self._to_look_after, None
+                self._look_up_next(key)
             else:
                 return False
         except Exception:
@@ -110,6 +130,13 @@ class Ahead:
             self._begin(*next_)
             self._go_on()
 
+    def _look_up_next(self, key: RepositoryKey) -> None:
+        next_ = self._look_after(key) if self.has_news is not None else None
+        if next_ is not None and self._inodes.list_of(next_[0]):
+            self._give_back(next_[0])
+        elif next_ is not None:
+            self._begin(*next_)
+
     def _begin(self, directory_id: int, key: RepositoryKey) -> None:
         self._drop_found()
         if self.has_news is not None:
@@ -124,8 +151,11 @@ class Ahead:
                 (id_, _), self._opening = self._opening, None
                 if end.value is not None:
                     self._found = id_, end.value
+                else:
+                    self._give_back(id_)
             except BaseException:
-                self._opening = None
+                (id_, _), self._opening = self._opening, None
+                self._give_back(id_)
                 raise
 
     # -- when it is asked for
@@ -167,13 +197,15 @@ class Ahead:
 
     def drop_opened(self) -> None:
         """Let go of what may have been replaced; what was decoded is of a version, and stays true."""
-        self._to_open_after = 0
+        self._to_open_after, self._to_look_after = 0, None
         self._drop_found()
 
     def _drop_found(self) -> None:
         if self._opening is not None:
-            self._opening[1].close()
-            self._opening = None
+            (id_, steps), self._opening = self._opening, None
+            steps.close()
+            self._give_back(id_)
         if self._found is not None:
-            self._give_back(self._found[1].id)
-            self._found = None
+            (id_, found), self._found = self._found, None
+            self._give_back(found.id)
+            self._give_back(id_)

@@ -19,6 +19,9 @@ from tagfs.variants import PinnedFile, Variant
 Pin = Callable[[int, str, Variant, int], PinnedFile]
 """Pins a variant that was found from a directory: its descriptor, its path in the store, the variant, bytes ahead."""
 
+_SMALL = 16 << 10
+"""Bytes of a directory that is listed while somebody may be about to ask: some 700 names on ext4, a millisecond."""
+
 _CLOSED = -1
 """A number that no descriptor has."""
 
@@ -36,6 +39,9 @@ class EnteredDirectory(Entered):
         self._pin = pin
         self._path = f"{BASE}/{namespace}"
         self.descriptor = self._directory = directories._open((namespace,))
+
+    def _is_small(self) -> bool:
+        return self._disk.stat_open(self._directory).st_size <= _SMALL
 
     def mtime_ns(self, name: str) -> int:
         try:

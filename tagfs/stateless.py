@@ -16,7 +16,7 @@ from tagfs.entrance import Entrance
 from tagfs.errors import ListMissing, NotPermitted, RepositoryMissing, VersionGone
 from tagfs.inodes import ROOT_ID, DirectoryNode, ListNode, SentinelNode
 from tagfs.listings import Listings
-from tagfs.names import LIST, RepositoryKey, is_repository
+from tagfs.names import BASE, LIST, RepositoryKey, is_repository
 from tagfs.pins import Parts, Pins
 from tagfs.store import Entered, Snapshot, Store
 from tagfs.tree import (
@@ -60,7 +60,7 @@ class StatelessTree(Tree):
     def __init__(self, store: Store, view: View | None, pins: int) -> None:
         super().__init__(store, view)
         self.inodes: CompactInodes = CompactInodes()
-        self.ahead = Ahead(self.inodes, self._open_ahead, self._give_back, self._decode_ahead)
+        self.ahead = Ahead(self.inodes, self._open_ahead, self._look_after, self._give_back, self._decode_ahead)
         self._pins = Pins(pins, self._revived)
         self._parts = Parts(PARTS_LIMIT)
         self._entrance = Entrance(self._enter_namespace, lambda: self._kept(()) == FOREVER)
@@ -130,6 +130,19 @@ class StatelessTree(Tree):
             snapshot.close()
             raise
         return self._enter(key, snapshot, FOREVER)
+
+    def _look_after(self, key: RepositoryKey) -> tuple[int, RepositoryKey] | None:
+        """The directory and the key of the repository after a name, for who may ask for it next."""
+        entered = self._entrance.namespace(key.namespace)
+        name = entered.name_after(key.name)
+        if name is None:
+            return None
+        next_ = RepositoryKey.known(key.namespace, name)
+        mtime_ns, is_watched = self._look_at(entered, next_)
+        if not is_watched:
+            return None
+        entered.ahead[name] = mtime_ns
+        return self.inodes.directory((BASE, *next_)).id, next_
 
     def _enter(self, key: RepositoryKey, snapshot: Snapshot, kept: float) -> Attributes:
         version = snapshot.version
@@ -218,9 +231,16 @@ class StatelessTree(Tree):
 
     def _within(self, entered: Entered, path: tuple[str, ...], kept: float) -> Attributes:
         """A repository of a namespace that is entered; RepositoryMissing, OSError."""
+        mtime_ns, is_watched = entered.ahead.pop(path[2], None), True
+        if mtime_ns is None:
+            mtime_ns, is_watched = self._look_at(entered, path[1:])
+        return self._given_directory(path, mtime_ns, kept, FOREVER if is_watched else UNWATCHED)
+
+    def _look_at(self, entered: Entered, path: tuple[str, ...]) -> tuple[int, bool]:
+        """(when a repository changed, whether it is told from now on that it does); RepositoryMissing, OSError."""
         # First: what changes after the look must be told.
-        is_watched = self._view.watch is not None and self._view.watch(path[1:], entered.descriptor)
-        return self._given_directory(path, entered.mtime_ns(path[2]), kept, FOREVER if is_watched else UNWATCHED)
+        is_watched = self._view.watch is not None and self._view.watch(path, entered.descriptor)
+        return entered.mtime_ns(path[1]), is_watched
 
     def _given_directory(self, path: tuple[str, ...], mtime_ns: int, kept: float, attributes_kept: float) -> Attributes:
         id_ = self.inodes.give_directory(path)

@@ -5,6 +5,7 @@ Does not know: FUSE, trio, Kubernetes, where the bytes live.
 Invariant: a reader sees the old tag list or the new one, never a mix and never a part.
 """
 
+import bisect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
@@ -265,12 +266,25 @@ class Store(ABC):
 class Entered:
     """A namespace that is open to be looked into; `descriptor` is its directory, where it has one."""
 
-    __slots__ = ("_namespace", "_store", "descriptor")
+    __slots__ = ("_names", "_namespace", "_store", "ahead", "descriptor")
 
     def __init__(self, store: Store, namespace: str) -> None:
         self._store = store
         self._namespace = namespace
+        self._names: list[str] | None = None
         self.descriptor: int | None = None
+        self.ahead: dict[str, int] = {}
+        """When repositories changed that were looked at before anybody asks for them, by name."""
+
+    def name_after(self, name: str) -> str | None:
+        """The repository after a name, in their order; None where there is none, or too many to list for it."""
+        if self._names is None:
+            self._names = sorted(self._store.repositories(self._namespace)) if self._is_small() else []
+        place = bisect.bisect_right(self._names, name)
+        return self._names[place] if place < len(self._names) else None
+
+    def _is_small(self) -> bool:
+        return True
 
     def mtime_ns(self, name: str) -> int:
         """When the directory of a repository changed, a name that `repositories` has told; RepositoryMissing."""

@@ -1,11 +1,13 @@
 """What is looked ahead for is what is there when it is asked for, and costs nothing that is kept."""
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tagfs import entered
+from tagfs.ahead import IN_ORDER
 from tagfs.directory import DirectoryStore
 from tagfs.errors import ListCorrupt, RepositoryMissing
 from tagfs.inodes import ROOT_ID
@@ -49,15 +51,20 @@ class Counted(DirectoryStore):
 class Walked(Watched[Counted]):
     """A tree that is walked as programs do: a listing, its end, and a read where it is asked for."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, is_listed: bool = True) -> None:
         self.path = path
         super().__init__(path, Counted, [(key, plain_of(number)) for number, key in enumerate(KEYS)])
         self.store.opened_lists = []
-        self.namespace = self._listed(self._listed(ROOT_ID)[BASE.encode()].id)[b"team"].id
-        self.names = self._listed(self.namespace)
+        self.namespace = self.tree.lookup(self.tree.lookup(ROOT_ID, BASE.encode()).id, b"team").id
+        self.names = self._listed(self.namespace) if is_listed else {}
 
     def _listed(self, id_: int) -> dict[bytes, Attributes]:
         return {name: child for _, name, child in self.tree.children(id_, 0, 1000, len)}
+
+    def tell(self) -> None:
+        for change in self.changes.read():
+            if change.path is not None:
+                self.tree.changed(change.path, change.name)
 
     def directory(self, number: int) -> int:
         return self.names[KEYS[number].name.encode()].id
@@ -81,6 +88,15 @@ class Walked(Watched[Counted]):
 async def walked() -> AsyncIterator[Walked]:
     with fast_directory() as path, no_descriptor_left():
         one = Walked(path)
+        yield one
+        one.close()
+
+
+@pytest.fixture
+async def named() -> AsyncIterator[Walked]:
+    """One that nobody has listed."""
+    with fast_directory() as path, no_descriptor_left():
+        one = Walked(path, is_listed=False)
         yield one
         one.close()
 
@@ -120,6 +136,85 @@ async def test_the_list_of_a_repository_that_is_looked_up_again_is_not_opened_ag
     walked.tree.lookup(walked.namespace, KEYS[0].name.encode())
     walked.idle()
     assert walked.store.opened_lists == [KEYS[0]]
+
+
+def read_by_names(walked: Walked, numbers: Iterable[int]) -> None:
+    """As a program that is given names, to the end of the last list."""
+    for number in numbers:
+        directory = walked.tree.lookup(walked.namespace, KEYS[number].name.encode())
+        walked.idle()
+        attributes = walked.tree.lookup(directory.id, b"tags.txt")
+        assert walked.read(attributes.id) == plain_of(number)
+
+
+async def test_who_goes_by_names_in_order_has_the_next_one_looked_up(named: Walked) -> None:
+    read_by_names(named, range(IN_ORDER))
+    named.idle()
+    assert named.store.opened_lists == KEYS[:IN_ORDER]
+    read_by_names(named, range(IN_ORDER, len(KEYS) - 1))
+    known = len(named.tree.inodes)
+    named.idle()
+    assert (named.store.opened_lists, len(named.tree.inodes)) == (KEYS, known + 2)
+    directory = named.tree.lookup(named.namespace, KEYS[-1].name.encode())
+    assert directory.mtime_ns == (named.path / KEYS[-1].directory).stat().st_mtime_ns
+    assert named.read(named.tree.lookup(directory.id, b"tags.txt").id) == plain_of(len(KEYS) - 1)
+    named.idle()
+    assert named.store.opened_lists == KEYS
+
+
+@pytest.mark.parametrize("numbers", [(4, 3, 2, 1, 0), (0, 1, 2, 3, 0)])
+async def test_who_goes_by_names_in_no_order_has_none_looked_up(named: Walked, numbers: tuple[int, ...]) -> None:
+    read_by_names(named, numbers)
+    before = list(named.store.opened_lists)
+    named.idle()
+    assert named.store.opened_lists == before
+
+
+async def test_a_large_namespace_is_not_listed_for_the_next_name(
+    named: Walked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entered, "_SMALL", 0)
+    read_by_names(named, range(len(KEYS) - 1))
+    named.idle()
+    assert named.store.opened_lists == KEYS[:-1]
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+@pytest.mark.parametrize("steps", range(STEPS + 2))
+async def test_a_repository_that_changed_after_it_was_looked_up_ahead_is_shown_as_it_is(
+    named: Walked, steps: int, is_told: bool
+) -> None:
+    read_by_names(named, range(len(KEYS) - 1))
+    for _ in range(steps):
+        named.tree.ahead.work()
+    put(named.path, KEYS[-1], b"new\n")
+    if is_told:
+        named.tell()
+    directory = named.tree.lookup(named.namespace, KEYS[-1].name.encode())
+    assert directory.mtime_ns == (named.path / KEYS[-1].directory).stat().st_mtime_ns
+    assert named.read(named.tree.lookup(directory.id, b"tags.txt").id) == b"new\n"
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+async def test_a_repository_that_went_after_it_was_looked_up_ahead_is_missing(named: Walked, is_told: bool) -> None:
+    read_by_names(named, range(len(KEYS) - 1))
+    named.idle()
+    named.store.remove(KEYS[-1])
+    named.store.remove_repository(KEYS[-1])
+    if is_told:
+        named.tell()
+    with pytest.raises(RepositoryMissing):
+        named.tree.lookup(named.namespace, KEYS[-1].name.encode())
+
+
+@pytest.mark.parametrize("steps", range(STEPS + 2))
+async def test_a_repository_that_was_looked_up_ahead_and_not_asked_for_is_let_go(named: Walked, steps: int) -> None:
+    read_by_names(named, range(IN_ORDER + 1))
+    known = len(named.tree.inodes)
+    for _ in range(steps):
+        named.tree.ahead.work()
+    named.tree.rest()
+    assert len(named.tree.inodes) == known
 
 
 async def test_what_is_opened_ahead_is_what_a_listing_shows(walked: Walked) -> None:
@@ -172,21 +267,19 @@ async def test_a_repository_that_became_a_link_is_not_followed(walked: Walked, s
     directory.rename(walked.path / "gone")
     directory.symlink_to(elsewhere)
     if is_told:
-        for change in walked.changes.read():
-            if change.path is not None:
-                walked.tree.changed(change.path, change.name)
+        walked.tell()
     with pytest.raises(RepositoryMissing):
         walked.list_(1)
 
 
 async def test_a_link_in_place_of_a_repository_is_not_opened_through(walked: Walked) -> None:
     directory = walked.path / KEYS[1].directory
-    entered = walked.store.enter(KEYS[1].namespace)
+    inside = walked.store.enter(KEYS[1].namespace)
     directory.rename(walked.path / "elsewhere")
     directory.symlink_to(walked.path / "elsewhere")
     with pytest.raises(ListCorrupt, match="symbolic links"):
-        finished(entered.opening(KEYS[1].name, AHEAD))
-    entered.close()
+        finished(inside.opening(KEYS[1].name, AHEAD))
+    inside.close()
 
 
 async def test_a_list_that_went_after_it_was_opened_ahead_is_not_shown(walked: Walked) -> None:

@@ -508,6 +508,7 @@ def test_a_namespace_that_is_entered_tells_the_same(store: Store) -> None:
     store.replace(KEY, SMALL)
     entered = store.enter(KEY.namespace)
     assert entered.mtime_ns(KEY.name) == store.directory_mtime_ns(KEY.namespace, KEY.name)
+    assert [entered.name_after(name) for name in ("", KEY.name)] == [KEY.name, None]
     store.remove(KEY)
     store.remove_repository(KEY)
     with pytest.raises(RepositoryMissing):
