@@ -134,7 +134,8 @@ class Programs(RuleBasedStateMachine):
         format_, _ = prepare(disk, root, str(self.place), ZSTD_FORMAT, False)
         self.store = Failing(disk, root, format_, Policy(threshold=THRESHOLD, list_limit=LIST_LIMIT))
         self.left = self.store.stages.names()
-        self.tree = WritableTree(self.store, LIST_LIMIT)
+        # Room for any number of scratch files that are open: that there is none left is tested elsewhere.
+        self.tree = WritableTree(self.store, 64 * LIST_LIMIT)
         self.driver = Driver(self.tree, self.never)
 
     def never(self, step: Step | None) -> None:
