@@ -31,6 +31,10 @@ class Step:
     size: int = 0
     work: Callable[[], Work[Any]] | None = None
 
+    def ending(self, settle: Callable[[Any], None], fail: Callable[[BaseException], None]) -> "Step":
+        """The same step, ended otherwise."""
+        return Step(self.key, self.run, settle, fail, self.size, self.work)
+
 
 @dataclass(slots=True)
 class ReadHandle:

@@ -9,7 +9,6 @@ another, in the order in which they were made.
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from tagfs import taglist
 from tagfs.buffers import Scratch
@@ -124,7 +123,7 @@ class Publishing(Writing):
             else:
                 writer.failed()
 
-        return replace(step, settle=settle, fail=fail)
+        return step.ending(settle, fail)
 
     def release(self, handle: int) -> None:
         """Let go of a handle; what it would still commit was taken by `flush` and `commit` before."""
@@ -201,7 +200,8 @@ class Publishing(Writing):
             if not is_judged:
                 taglist.validate(plain)
             whole = _appended(self.store, key, plain) if staged.appends else plain
-            if key not in self._uncertain and (yield from self.store.confirmation(key, whole)):
+            may_hold = key not in self._uncertain and self._may_hold(key, whole)
+            if may_hold and (yield from self.store.confirmation(key, whole)):
                 self._discard(stage)
                 if mtime_ns is not None:
                     self.store.set_mtime(key, mtime_ns)
@@ -234,6 +234,12 @@ class Publishing(Writing):
             self._discard(stage)
 
         return Step(key, lambda: done(work()), settle, fail, len(plain), work)
+
+    def _may_hold(self, key: RepositoryKey, plain: bytes) -> bool:
+        """Whether the list may be `plain` already, going by what was looked up last; a heavy one always may, because
+        who asks may be in a thread."""
+        known = self.inodes.current(key) if len(plain) < HEAVY else None
+        return known is None or known.size == len(plain)
 
     def _discard(self, stage: Stage | None) -> None:
         if stage is not None:

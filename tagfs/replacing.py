@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 
 from tagfs import taglist
 from tagfs.buffers import Buffer, Scratch
@@ -207,7 +206,7 @@ class WritableTree(Publishing):
             step.fail(error)
             scratch.list_key = None
 
-        return replace(step, settle=settle, fail=fail)
+        return step.ending(settle, fail)
 
     def unlink(self, parent: int, name: bytes) -> Step | None:
         path = self._directory(parent).path

@@ -127,8 +127,7 @@ class Tree:
         """
         if parent == ROOT_ID and self.pipes is not None and name.startswith(pipes.NAME):
             return self._pipe(self.pipes.lookup(name))
-        node = self._child(self._directory(parent), name, pid)
-        attributes = self._attributes(node, pid)
+        node, attributes = self._child(self._directory(parent), name, pid)
         self.inodes.remember(node)
         return attributes
 
@@ -169,18 +168,22 @@ class Tree:
             raise RepositoryMissing(f"node {id_} is no directory")
         return node
 
-    def _child(self, parent: DirectoryNode, name: bytes, pid: int) -> Node:
+    def _child(self, parent: DirectoryNode, name: bytes, pid: int) -> tuple[Node, Attributes]:
         path = parent.path
         if len(path) == 3:
-            return self._file(key_at(path), name, pid)
+            file = self._file(key_at(path), name, pid)
+            return file, self._attributes(file, pid)
         text = name.decode("utf-8", "surrogateescape")
         if not path and text == VERSION_SENTINEL:
-            return self.inodes.sentinel()
-        self._require_shown((*path, text))
+            return (sentinel := self.inodes.sentinel()), self._attributes(sentinel, pid)
+        below = (*path, text)
+        self._require_shown(below)
         if path:
             self._watch(path[1:])
-            self._mtime_ns((*path, text))
-        return self.inodes.directory((*path, text))
+        mtime_ns = self._mtime_ns(below)  # before it is a node: it may not be there
+        directory = self.inodes.directory(below)
+        # Where changes are told, it is looked at once more when it is watched itself.
+        return directory, self._directory_attributes(directory, mtime_ns if self._view.watch is None else None)
 
     def _require_shown(self, path: tuple[str, ...]) -> None:
         """RepositoryMissing where no store can have a directory of this path, or the view leaves it out."""
@@ -219,11 +222,7 @@ class Tree:
 
     def _attributes(self, node: Node, pid: int) -> Attributes:
         if isinstance(node, DirectoryNode):
-            kept = self._kept(node.path[1:-1]) if len(node.path) > 1 else FOREVER
-            # Its time changes with what it holds, which its own watch tells.
-            attributes_kept = self._kept(node.path[1:]) if node.path else FOREVER
-            mtime_ns = self._mtime_ns(node.path)
-            return Attributes(node.id, self._mode(stat.S_IFDIR), 0, 0, mtime_ns, mtime_ns, kept, attributes_kept)
+            return self._directory_attributes(node, None)
         if isinstance(node, SentinelNode):
             size = len(PRESENTED_VERSION)
             mode = stat.S_IFREG | _READERS
@@ -233,6 +232,14 @@ class Tree:
         kept = 0.0 if self._view.watch is None else self._kept((node.key.namespace, node.key.name))
         times = version.mtime_ns, version.ctime_ns
         return Attributes(node.id, self._mode(stat.S_IFREG), version.size, version.blocks, *times, kept, kept)
+
+    def _directory_attributes(self, node: DirectoryNode, mtime_ns: int | None) -> Attributes:
+        kept = self._kept(node.path[1:-1]) if len(node.path) > 1 else FOREVER
+        # Its time changes with what it holds, which its own watch tells.
+        attributes_kept = self._kept(node.path[1:]) if node.path else FOREVER
+        if mtime_ns is None:
+            mtime_ns = self._mtime_ns(node.path)
+        return Attributes(node.id, self._mode(stat.S_IFDIR), 0, 0, mtime_ns, mtime_ns, kept, attributes_kept)
 
     def absence_timeout(self, parent: int) -> float:
         """How long the kernel may keep that a child is not there, seconds."""
@@ -290,8 +297,7 @@ class Tree:
         for position in range(start, len(opened.names)):
             name = opened.names[position]
             try:
-                node = self._child(opened.node, name, 0)
-                attributes = self._attributes(node, 0)
+                node, attributes = self._child(opened.node, name, 0)
             except (ListMissing, RepositoryMissing):
                 continue
             except OSError:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tagfs import taglist
+from tagfs.durability import Work
 from tagfs.errors import (
     AlreadyExists,
     CommitUncertain,
@@ -755,6 +756,27 @@ def test_a_scratch_file_that_is_open_or_unknown_keeps_its_node(app: Driver) -> N
         app.rename(b"new", TAGS)
         assert app.stat().id != file.id
         assert app.tree.attributes(file.id).size == 4
+
+
+def test_a_list_of_another_size_is_not_compared_with_what_is_there(
+    app: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.write(b"same\n")
+    compared: list[bytes] = []
+    confirmation = app.tree.store.confirmation
+
+    def told(key: RepositoryKey, plain: bytes) -> Work[bool]:
+        compared.append(plain)
+        return confirmation(key, plain)
+
+    monkeypatch.setattr(app.tree.store, "confirmation", told)
+    for plain, expected in ((b"longer\n", []), (b"equals\n", [b"equals\n"])):
+        app.write(plain, b"new")
+        compared.clear()
+        with app.open():  # so that it is known
+            app.rename(b"new", TAGS)
+        assert compared == expected
+        assert app.read() == plain
 
 
 def test_a_list_that_was_not_changed_by_a_rename_keeps_its_node(app: Driver) -> None:
