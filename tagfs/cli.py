@@ -167,9 +167,11 @@ def _mount_in_background(settings: MountSettings, environment: Mapping[str, str]
 
 def _unmount(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     _configure_plain(arguments, environment)
-    from tagfs import mountpoint
+    from tagfs import holder, mountpoint
 
-    mountpoint.unmount(os.path.abspath(arguments.mountpoint), arguments.lazy)
+    there = mountpoint.unmount(os.path.abspath(arguments.mountpoint), arguments.lazy)
+    if not arguments.lazy and not there.is_read_only:
+        holder.await_end(there.source)
     return 0
 
 

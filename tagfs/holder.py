@@ -5,12 +5,19 @@ Does not know: what a store holds.
 Source: proc_locks(5); flock(2) is on the store's directory itself, because a lock file would not outlive a wipe.
 """
 
+import logging
 import os
+import select
 from pathlib import Path
 
 from tagfs.disk import Disk, closed_on_failure
 from tagfs.errors import StoreHeld, StoreRefused
-from tagfs.mountpoint import showing
+from tagfs.mountpoint import FSTYPE, mounts, showing
+
+log = logging.getLogger(__name__)
+
+END_PATIENCE = 10.0
+"""Seconds in which a process that was unmounted should have committed what it has."""
 
 _UNSEEN = "a process that cannot be seen from here (in another container?)"
 _COMMAND_LIMIT = 200
@@ -64,6 +71,27 @@ def is_held(disk: Disk, path: str) -> bool:
         return not disk.lock(root)
     finally:
         disk.close(root)
+
+
+def await_end(store: str) -> None:
+    """Return when the process that had a store for a mount that has just been unmounted has ended: it commits what was
+    closed before, and keeps the store until then.  One that cannot be seen from here is not waited for."""
+    if any(one.fstype == FSTYPE and one.source == store and not one.is_read_only for one in mounts()):
+        return  # it is that one's, for which the other stood by
+    try:
+        status = os.stat(store)
+        locks = Path("/proc/locks").read_text()
+        pid = find_pid(locks, os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+        if pid is None:
+            return
+        process = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        if not select.select([process], [], [], END_PATIENCE)[0]:
+            log.warning("%s is still held by pid %d (%s)", store, pid, _command(pid))
+    finally:
+        os.close(process)
 
 
 def holder_of(root: int | str) -> str:

@@ -168,8 +168,8 @@ def clear_dead(path: str) -> bool:
     return False
 
 
-def unmount(path: str, lazy: bool = False) -> None:
-    """Unmount a tagfs.
+def unmount(path: str, lazy: bool = False) -> Mounted:
+    """Unmount a tagfs; -> what it was.  Its process may go on for a moment, with what was closed before.
 
     Raises:
         MountRefused: it is none, it is busy and `lazy` is not set, or the rights are missing.
@@ -180,13 +180,13 @@ def unmount(path: str, lazy: bool = False) -> None:
     if there.fstype != FSTYPE:
         raise MountRefused(f"{path} is a mount of {there.source} ({there.fstype}) and no tagfs")
     if _libc.umount2(os.fsencode(there.point), _MNT_DETACH if lazy else 0) == 0:
-        return
+        return there
     number = ctypes.get_errno()
     if number == errno.EBUSY:
         raise MountRefused(f"{path} is busy: end what uses it (fuser -vm {path}), or unmount --lazy")
     if number == errno.EPERM:
         _unmount_as_user(there.point, lazy)
-        return
+        return there
     raise MountRefused(f"{path} cannot be unmounted: {os.strerror(number)}")
 
 

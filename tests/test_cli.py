@@ -19,8 +19,8 @@ from tagfs import __version__, cli, errors, mountpoint
 from tagfs.disk import Disk
 from tagfs.endings import ENDINGS, exit_code
 from tagfs.errors import TagfsError
-from tagfs.holder import take
-from tagfs.names import VERSION_SENTINEL
+from tagfs.holder import is_held, take
+from tagfs.names import BASE, LIST, VERSION_SENTINEL
 from tagfs.page import human, printable
 from tagfs.settings import SETTINGS
 from tests.conftest import MakeDaemon
@@ -482,6 +482,37 @@ def test_a_mount_in_the_background_returns_when_it_answers(store: Path, point: P
     refused(tagfs("mount", store, point), 5, "tagfs unmount")
     assert tagfs("unmount", point).returncode == 0
     assert list(point.iterdir()) == []
+
+
+@pytest.mark.mount
+def test_unmounting_returns_when_what_was_closed_is_committed(store: Path, point: Path) -> None:
+    assert tagfs("mount", "--background", store, point).returncode == 0
+    names = [f"app{number}" for number in range(200)]
+    for name in names:
+        (point / BASE / "apps" / name).mkdir()
+    # One process, which has all that it needs before it writes: starting another one gives the mount time.
+    code = f"""
+from tagfs import holder, mountpoint
+from tagfs.cli import main
+from tagfs.disk import Disk
+for name in {names}:
+    with open(f"{point}/{BASE}/apps/{{name}}/{LIST}", "w") as file:
+        file.write("v1\\n")
+assert main(["unmount", "{point}"]) == 0
+assert not holder.is_held(Disk(), "{store}")
+"""
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=PATIENCE)
+    assert {(store / BASE / "apps" / name / LIST).read_text() for name in names} == {"v1\n"}
+
+
+@pytest.mark.mount
+def test_unmounting_one_that_stood_by_waits_for_nobody(store: Path, point: Path, daemons: MakeDaemon) -> None:
+    holding = daemons(store=store)
+    assert tagfs("mount", "--background", "--wait", "60", store, point).returncode == 0
+    done = tagfs("unmount", point)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert is_held(Disk(), str(store))
+    assert holding.stop() == 0
 
 
 @pytest.mark.mount
