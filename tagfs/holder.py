@@ -13,6 +13,7 @@ from pathlib import Path
 from tagfs.disk import Disk, closed_on_failure
 from tagfs.errors import StoreHeld, StoreRefused
 from tagfs.mountpoint import FSTYPE, mounts, showing
+from tagfs.names import BASE, VERSION_SENTINEL
 
 log = logging.getLogger(__name__)
 
@@ -20,25 +21,34 @@ END_PATIENCE = 10.0
 """Seconds in which a process that was unmounted should have committed what it has."""
 
 _UNSEEN = "a process that cannot be seen from here (in another container?)"
+_DEPTH = 3
+"""Directories of a store that are in one another: for all, of a namespace, of a repository."""
+
 _COMMAND_LIMIT = 200
 """Characters of a command line that are told."""
 
 
-def require_no_mount(path: str) -> None:
-    """StoreRefused where `path` is in a mount of tagfs: what that shows is no store, and tells of no change beneath."""
+def require_outside(path: str) -> None:
+    """StoreRefused where `path` is in a mount of tagfs, which shows no store and tells of no change beneath; and where it
+    is one of the directories of a store, which must not become one, nor be wiped for being none."""
     inside = showing(path)
     if inside is not None:
         raise StoreRefused(f"{path} is in a mount; name its store: {inside.source}")
+    above, name = os.path.split(os.path.realpath(path))
+    for _ in range(_DEPTH):
+        if name == BASE and os.path.lexists(os.path.join(above, VERSION_SENTINEL)):
+            raise StoreRefused(f"{path} is in a store; name that: {above}")
+        above, name = os.path.split(above)
 
 
 def open_store(disk: Disk, path: str) -> int:
     """The descriptor of the directory at `path`; StoreRefused where that can be no store."""
-    require_no_mount(path)
+    require_outside(path)
     return open_outside(disk, path)
 
 
 def open_outside(disk: Disk, path: str) -> int:
-    """The same, where it is known that `path` is in no mount of tagfs."""
+    """The same, where it is known that `path` is in no mount of tagfs and in no store."""
     try:
         return disk.open_root(path)
     except FileNotFoundError:

@@ -18,7 +18,7 @@ from tagfs.codec import ZSTD, Undecodable, most_stored
 from tagfs.directory import DirectoryStore
 from tagfs.disk import DIRECTORY_MODE, Disk, closed_on_failure
 from tagfs.errors import ListTooLarge, NameRefused, RepositoryMissing, SettingRefused, TagListInvalid
-from tagfs.holder import open_store, require_no_mount, take
+from tagfs.holder import open_store, require_outside, take
 from tagfs.names import RepositoryKey
 from tagfs.policy import Policy, codec_named
 from tagfs.sources import PASSED_OVER, Entry, SourceCut
@@ -76,7 +76,7 @@ class Import:
         self._store = self._to_compare(path, codec, threshold) if is_dry else self._to_write(path, codec, threshold)
 
     def _to_write(self, path: str, codec: str, threshold: int) -> DirectoryStore:
-        require_no_mount(path)
+        require_outside(path)
         with suppress(FileExistsError):
             os.makedirs(path, DIRECTORY_MODE)
         root = take(self._disk, path)

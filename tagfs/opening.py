@@ -57,7 +57,7 @@ class Opener:
         """
         path = self._settings.store
         if not was_shown:
-            holder.require_no_mount(path)
+            holder.require_outside(path)
         try:
             return self._open_read_only(path) if self._settings.read_only else self._open_to_write(path, was_shown)
         except (NotADirectoryError, FileExistsError):

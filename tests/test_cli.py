@@ -578,6 +578,22 @@ def test_a_busy_mount_is_unmounted_lazily_only(store: Path, daemons: MakeDaemon)
     assert daemon.wait() == 0
 
 
+@pytest.mark.parametrize("within", [BASE, f"{BASE}/apps", f"{BASE}/apps/podinfo", f"{BASE}/new", f"{BASE}/new/new"])
+def test_what_is_in_a_store_is_none(store: Path, point: Path, tmp_path: Path, within: str) -> None:
+    before = sorted(store.rglob("*"))
+    (tmp_path / "link").symlink_to(store)
+    for arguments in (
+        ["mount", store / within, point],
+        ["mount", "--wipe-foreign", store / within, point],
+        ["mount", "--read-only", tmp_path / "link" / within, point],
+        ["check", store / within],
+        ["status", store / within],
+        ["import", store / within, tmp_path],
+    ):
+        refused(tagfs(*arguments), 3, f"is in a store; name that: {store}$")
+    assert sorted(store.rglob("*")) == before
+
+
 @pytest.mark.mount
 def test_what_a_mount_shows_is_no_store(store: Path, point: Path, tmp_path: Path, daemons: MakeDaemon) -> None:
     daemon = daemons(store=store)
