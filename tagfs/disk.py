@@ -59,7 +59,8 @@ class FileStatus(Protocol):
 
 
 class Disk:
-    """The real disk.  Directories and files are descriptors; names are single path components."""
+    """The real disk.  Directories and files are descriptors; names are single path components, but where a method says
+    that it takes a path."""
 
     def open_root(self, path: str) -> int:
         """The directory at `path`, which alone may lead through symbolic links."""
