@@ -29,8 +29,8 @@ _COMMAND_LIMIT = 200
 
 
 def require_outside(path: str) -> None:
-    """StoreRefused where `path` is in a mount of tagfs, which shows no store and tells of no change beneath; and where it
-    is one of the directories of a store, which must not become one, nor be wiped for being none."""
+    """StoreRefused where `path` is in a mount of tagfs, which shows no store and tells of no change beneath; and where
+    it is one of the directories of a store, which must not become one, nor be wiped for being none."""
     inside = showing(path)
     if inside is not None:
         raise StoreRefused(f"{path} is in a mount; name its store: {inside.source}")
