@@ -497,6 +497,6 @@ def test_a_path_below_leads_through_no_link(tmp_path: Path) -> None:
         disk.close(descriptor)
     for path in ("link/file", "real/link"):
         refuses(errno.ELOOP, lambda path=path: disk.open_file_below(root, path))  # type: ignore[misc]
-    refuses(errno.ELOOP, lambda: disk.open_below(root, "link"))
+    refuses(errno.ENOTDIR, lambda: disk.open_below(root, "link"))
     refuses(errno.ENOENT, lambda: disk.open_file_below(root, "real/missing"))
     disk.close(root)
