@@ -16,9 +16,13 @@ from pathlib import Path
 
 import zstandard
 
-from tagfs.codec import ZSTD_LEVEL
+from tagfs.codec import ZSTD
 
 Way = tuple[str, Callable[[bytes], bytes], Callable[[bytes], bytes]]
+
+OURS = "zstd as tagfs writes it"
+MOST = 64 << 20
+"""Plain bytes of a list, at most."""
 
 CLASSES = ((512, 2048), (2048, 8192), (8192, 32768), (32768, 131072), (131072, 1 << 20))
 """Plain bytes: from, up to."""
@@ -60,7 +64,12 @@ def main() -> None:
     every = [path.read_bytes() for path in sorted(arguments.directory.glob("*.txt"))]
     classes = [[plain for plain in every if low <= len(plain) < high] for low, high in CLASSES]
     classes = [lists for lists in classes if lists]
-    ways = [gzip_at(6), gzip_at(9), *map(zstd_at, (1, 3, 9, 19))]
+    ways = [
+        gzip_at(6),
+        gzip_at(9),
+        (OURS, ZSTD.encode, lambda stored: ZSTD.decode(stored, MOST)),
+        *map(zstd_at, (1, 3, 9, 19)),
+    ]
     results: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
     for _ in range(arguments.rounds):
         for number, lists in enumerate(classes):
@@ -74,7 +83,7 @@ def main() -> None:
         for number in range(len(classes)):
             size, squeeze, expand = (statistics.median(column) for column in zip(*results[name, number], strict=True))
             cells.append(f"{size:.0f}  {squeeze:.0f}/{expand:.0f}")
-        shown = f"**{name}**" if name == f"zstd -{ZSTD_LEVEL}" else name
+        shown = f"**{name}**" if name == OURS else name
         print(f"| {shown} | " + " | ".join(cells) + " |")
 
 

@@ -19,6 +19,13 @@ GZIP_LEVEL = 6
 ZSTD_LEVEL = 1
 """On tag lists smaller than gzip at any level, for a tenth of the CPU (`bench/codecs.py`)."""
 
+_ZSTD_HASH_LOG = 9
+"""The encoder remembers what it has met in 2^9 places, where level 1 has 2^13 and more.  Tags are sorted, so what a tag
+repeats was met a moment ago: few places still know it, they are cleared sooner, and a near match takes fewer bits."""
+
+_ZSTD_MIN_MATCH = 6
+"""Bytes that have to be the same: level 1's choice for 16 to 256 KiB."""
+
 HEADER_SIZE = 18
 """Bytes at the start of a file that hold a whole zstd frame header (RFC 8878, 3.1.1.1)."""
 
@@ -93,9 +100,14 @@ def _encode_zstd(plain: bytes) -> bytes:
     try:
         compressor: zstandard.ZstdCompressor = _of_thread.compressor
     except AttributeError:
-        compressor = _of_thread.compressor = zstandard.ZstdCompressor(
-            level=ZSTD_LEVEL, write_checksum=True, write_content_size=True
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            ZSTD_LEVEL,
+            hash_log=_ZSTD_HASH_LOG,
+            min_match=_ZSTD_MIN_MATCH,
+            write_checksum=True,
+            write_content_size=True,
         )
+        compressor = _of_thread.compressor = zstandard.ZstdCompressor(compression_params=parameters)
     return compressor.compress(plain)
 
 

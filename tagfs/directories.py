@@ -193,8 +193,10 @@ class Directories(Store):
     def _open_or_make(self, key: RepositoryKey) -> tuple[int, int | None]:
         """The descriptors of the directory of a key and, where it was made just now, of the one above it, which is made
         as well where it is missing.  For a writer that has seen that the store is current."""
-        with suppress(OSError):
+        try:
             return self.disk.open_below(self._require_open(), key.directory), None
+        except OSError:
+            pass  # it is made, or what is in its way is told
         try:
             return self._made(key)
         except RepositoryMissing:

@@ -4,6 +4,7 @@ Owns: the stage directory, its files, what an earlier writer left in it; replaci
 Does not know: keys, codecs.
 """
 
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -28,6 +29,8 @@ class StageDirectory:
         # INVARIANT: stays open until `close`, because another thread may be about to use one of them.
         self._removed: list[int] = []
         self._lock = threading.Lock()
+        # From anywhere, so that no name is one that an earlier writer has left here.
+        self._numbers = itertools.count(int.from_bytes(os.urandom(7), "big"))
 
     @property
     def descriptor(self) -> int:
@@ -45,7 +48,7 @@ class StageDirectory:
 
     def create(self) -> tuple[str, int]:
         """(name, descriptor) of a new file, open for writing."""
-        name = os.urandom(8).hex()
+        name = f"{next(self._numbers):016x}"
         descriptor = self._descriptor
         if descriptor is not None:
             with suppress(FileNotFoundError):  # it was removed, and is made again
