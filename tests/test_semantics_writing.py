@@ -232,6 +232,41 @@ def test_s18_many_writers_at_once_leave_one_whole_list(mount: Daemon) -> None:
     assert path.read_text() in lists
 
 
+@pytest.mark.parametrize("flags", [os.O_RDWR, os.O_WRONLY | os.O_APPEND, os.O_WRONLY | os.O_TRUNC])
+def test_s18_opening_a_list_to_write_while_others_replace_it(mount: Daemon, flags: int) -> None:
+    path = mount.make("app")
+    path.write_text("v0\n")
+    is_over = threading.Event()
+
+    def replace() -> None:
+        number = 0
+        while not is_over.is_set():
+            number += 1
+            (path.parent / "new").write_text(f"v{number}\n" * 300)
+            (path.parent / "new").rename(path)
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    refusals = set()
+    try:
+        for _ in range(150):
+            try:
+                descriptor = os.open(path, flags)
+            except OSError as error:
+                refusals.add(error.errno)
+                continue
+            if flags != os.O_RDWR:
+                os.write(descriptor, b"mine\n")
+            else:
+                content = os.pread(descriptor, 1 << 20, 0)
+                assert content.endswith(b"\n") and len(set(content.splitlines())) == 1
+            os.close(descriptor)
+    finally:
+        is_over.set()
+        thread.join()
+    assert refusals <= ({errno.ESTALE} if flags == os.O_RDWR else set())
+
+
 def test_s19_a_producer_that_failed_does_not_empty_a_list(mount: Daemon) -> None:
     path = mount.make("app")
     path.write_text("v1\n")
