@@ -60,7 +60,8 @@ from tagfs.disk import Disk
 from tagfs.inodes import ROOT_ID
 from tagfs.names import BASE
 from tagfs.policy import Policy
-from tagfs.tree import Tree, View
+from tagfs.view import View
+from tagfs.tree import Tree
 def resident():
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * 4096

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from tagfs.compact import CompactInodes, row_of
 from tagfs.names import RepositoryKey
 from tagfs.store import Steps
-from tagfs.tree import Attributes
+from tagfs.view import Attributes
 
 Opening = Steps[Attributes | None]
 """Of a list: it ends with what a lookup is answered with; None where nobody would tell that the list changes."""

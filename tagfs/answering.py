@@ -19,7 +19,7 @@ from tagfs.inodes import ROOT_ID
 from tagfs.names import RepositoryKey
 from tagfs.raw import LISTED, RawChannel
 from tagfs.replacing import WritableTree
-from tagfs.tree import FOREVER, Attributes, Tree
+from tagfs.view import FOREVER, Attributes, directory_mode
 from tagfs.wire import Malformed, Opcode
 
 _KEYED = frozenset(
@@ -151,7 +151,7 @@ class Answering(RawChannel):
 
     def _getattr(self, request: bytes, node: int) -> Answer:
         if node == ROOT_ID:
-            root = Attributes(ROOT_ID, Tree.directory_mode(True), attr_timeout=FOREVER)
+            root = Attributes(ROOT_ID, directory_mode(True), attr_timeout=FOREVER)
             return wire.attributes(root, self._uid, self._gid)
         tree = self._held()
         if tree.is_directory(node):

@@ -24,7 +24,7 @@ from tagfs.inodes import ROOT_ID
 from tagfs.raw import ENDED, LISTED, PASSING, UNANSWERED, RawChannel, name_of
 from tagfs.stateless import StatelessTree
 from tagfs.timings import DONE
-from tagfs.tree import FOREVER, Attributes, Tree
+from tagfs.view import FOREVER, Attributes, directory_mode
 from tagfs.wire import Malformed, Opcode
 
 log = logging.getLogger(__name__)
@@ -224,7 +224,7 @@ class Direct(RawChannel):
 
     def _getattr(self, request: bytes, node: int) -> Answer:
         if node == ROOT_ID:
-            root = Attributes(ROOT_ID, Tree.directory_mode(False), attr_timeout=FOREVER)
+            root = Attributes(ROOT_ID, directory_mode(False), attr_timeout=FOREVER)
             return wire.attributes(root, self._uid, self._gid)
         tree = self._held()
         if tree.is_directory(node):

@@ -27,7 +27,8 @@ from tagfs.session import Session
 from tagfs.settings import MountSettings
 from tagfs.stateless import StatelessTree
 from tagfs.stream import Stream
-from tagfs.tree import Invalidation, Tree, View
+from tagfs.tree import Tree
+from tagfs.view import Invalidation, View
 from tagfs.whereabouts import elsewhere
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 
 import trio
 
-from tagfs.tree import Invalidation
+from tagfs.view import Invalidation
 
 log = logging.getLogger(__name__)
 

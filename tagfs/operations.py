@@ -20,7 +20,8 @@ from tagfs.commits import Commits
 from tagfs.errnos import errno_of
 from tagfs.inodes import ROOT_ID
 from tagfs.replacing import WritableTree
-from tagfs.tree import FOREVER, Attributes, Tree
+from tagfs.tree import Tree
+from tagfs.view import FOREVER, Attributes, directory_mode
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -109,7 +110,7 @@ class Operations(pyfuse3.Operations):
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         await self._quiet(inode)
         if inode == ROOT_ID:
-            return self._entry(Attributes(ROOT_ID, Tree.directory_mode(self._is_writable), attr_timeout=FOREVER))
+            return self._entry(Attributes(ROOT_ID, directory_mode(self._is_writable), attr_timeout=FOREVER))
         tree = self._held()
         if tree.is_directory(inode):
             tree = self._named()

@@ -23,7 +23,7 @@ from tagfs.names import BASE, RepositoryKey
 from tagfs.plan import Disk
 from tagfs.replacing import WritableTree
 from tagfs.store import Store
-from tagfs.tree import Invalidation
+from tagfs.view import Invalidation
 
 log = logging.getLogger(__name__)
 

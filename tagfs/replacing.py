@@ -27,7 +27,7 @@ from tagfs.inodes import ListNode, ScratchNode
 from tagfs.names import BASE, LIST, RepositoryKey
 from tagfs.publishing import Publishing
 from tagfs.store import Store, Version
-from tagfs.tree import LIST_NAME, Attributes, Invalidation, check_path, key_at
+from tagfs.view import LIST_NAME, Attributes, Invalidation, check_path, key_at, require_shown
 from tagfs.writer import Staged
 from tagfs.writing import SCRATCH_COST, shown
 
@@ -68,7 +68,7 @@ class WritableTree(Publishing):
         path = (*self._directory(parent).path, name.decode("utf-8", "surrogateescape"))
         if len(path) not in (2, 3):
             raise NotPermitted(f"{'/'.join(path)} is no directory that can be removed")
-        self._require_shown(path)
+        require_shown(path, self._view.namespaces)
         if len(path) == 2:
             self.store.remove_namespace(path[1])
         else:
@@ -87,7 +87,7 @@ class WritableTree(Publishing):
         path = (*self._directory(parent).path, name.decode("utf-8", "surrogateescape"))
         if len(path) != 3:
             return None
-        self._require_shown(path)
+        require_shown(path, self._view.namespaces)
         return RepositoryKey(path[1], path[2])
 
     # -- swept

@@ -16,7 +16,7 @@ from tagfs.errors import MountRefused
 from tagfs.mountpoint import Mounted
 from tagfs.notifier import Notifier
 from tagfs.settings import MountSettings
-from tagfs.tree import Invalidation
+from tagfs.view import Invalidation
 
 log = logging.getLogger(__name__)
 

@@ -19,17 +19,18 @@ from tagfs.listings import Listings
 from tagfs.names import BASE, LIST, RepositoryKey, is_repository
 from tagfs.pins import Parts, Pins
 from tagfs.store import Entered, Snapshot, Store
-from tagfs.tree import (
+from tagfs.tree import Tree
+from tagfs.view import (
     FOREVER,
-    LIST_MODE,
     LIST_NAME,
     PRESENTED_VERSION,
     UNWATCHED,
     Attributes,
     Invalidation,
-    Tree,
     View,
     Watch,
+    directory_mode,
+    list_mode,
 )
 
 PARTS_LIMIT = 8 << 20
@@ -44,7 +45,8 @@ DECODED_AHEAD = 512 << 10
 _AFTER_LIST = 1
 """The position after the only name of a repository, which no listing has."""
 
-_DIRECTORY = Tree.directory_mode(False)
+_DIRECTORY = directory_mode(False)
+_LIST = list_mode(False)
 
 _T = TypeVar("_T")
 
@@ -148,7 +150,7 @@ class StatelessTree(Tree):
         version = snapshot.version
         id_ = self.inodes.id_of_version(key, version)
         self._pins.add(id_, snapshot)
-        return Attributes(id_, LIST_MODE, version.size, version.blocks, version.mtime_ns, version.ctime_ns, kept, kept)
+        return Attributes(id_, _LIST, version.size, version.blocks, version.mtime_ns, version.ctime_ns, kept, kept)
 
     def _given(self, found: Attributes, directory_id: int) -> Attributes:
         """What the kernel is told of a list from now on."""

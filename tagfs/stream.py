@@ -23,7 +23,8 @@ from tagfs.listeners import Listener
 from tagfs.mountpoint import watched_table
 from tagfs.names import BASE, LIST, RepositoryKey
 from tagfs.pipes import NAME, Pipes
-from tagfs.tree import Invalidation, Tree
+from tagfs.tree import Tree
+from tagfs.view import Invalidation
 
 if TYPE_CHECKING:
     # Loaded when somebody listens: a mount without listeners pays nothing.

@@ -27,7 +27,8 @@ from tagfs.removal import MountRemoval
 from tagfs.replacing import WritableTree
 from tagfs.settings import MountSettings
 from tagfs.sweeper import Sweeper
-from tagfs.tree import Invalidation, Tree, View
+from tagfs.tree import Tree
+from tagfs.view import Invalidation, View
 
 log = logging.getLogger(__name__)
 

@@ -5,18 +5,14 @@ Does not know: errnos, trio, how anything is written (`writing` adds that).
 Invariant: an open file shows exactly one version; nothing here writes to the store.
 """
 
-import functools
 import itertools
-import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from dataclasses import replace
 
 from tagfs import pipes
 from tagfs.compact import CompactInodes
 from tagfs.errors import (
     ListMissing,
-    NameRefused,
     NotPermitted,
     RepositoryMissing,
     TagfsError,
@@ -24,74 +20,24 @@ from tagfs.errors import (
 )
 from tagfs.handles import DirectoryHandle, Handle, ReadHandle
 from tagfs.inodes import ROOT_ID, DirectoryNode, ListNode, Node, NodeTable, SentinelNode
-from tagfs.names import BASE, LIST, VERSION_SENTINEL, RepositoryKey, is_namespace, is_repository
+from tagfs.names import BASE, LIST, VERSION_SENTINEL, RepositoryKey
 from tagfs.pipes import Pipes
 from tagfs.store import Snapshot, Store
-
-PRESENTED_VERSION = b"2\n"
-"""The mount shows Flux's format 2 with all lists plain, however they are stored."""
-
-FOREVER = 1e9
-"""Seconds: what the kernel keeps until it is told otherwise."""
-
-UNWATCHED = 1.0
-"""Seconds: what the kernel keeps of a directory that cannot be watched for changes beneath."""
-
-LIST_NAME = LIST.encode()
-_READERS = 0o444
-LIST_MODE = stat.S_IFREG | _READERS
-"""Of a list on a read-only mount."""
-
-_ENTERERS = 0o555
-_OWNER_WRITES = 0o200
-
-
-class Attributes(NamedTuple):
-    """What `stat` shows of a node; sizes in bytes, blocks of 512 bytes, timeouts in seconds."""
-
-    id: int
-    mode: int
-    size: int = 0
-    blocks: int = 0
-    mtime_ns: int = 0
-    ctime_ns: int = 0
-    entry_timeout: float = 0.0
-    attr_timeout: float = 0.0
-    owner: int | None = None
-    """The user it belongs to, where that is not the mount's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Invalidation:
-    """What the kernel must forget: the entry `name` of the directory `id`, or, without a name, what it keeps of the
-    node itself."""
-
-    id: int
-    name: bytes | None = None
-
-
-class Watch(Protocol):
-    """Whether changes in the directory `path` below BASE are told from now on; `above` is the descriptor of the
-    directory that it is in, where that is open."""
-
-    def __call__(self, path: tuple[str, ...], above: int | None = None, /) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """How a tree shows a store.
-
-    Args:
-        namespaces: the only ones shown, or None for all.
-        watch: called for a directory before its first entry is given out.  None: nobody tells what changes beneath,
-            so no list is kept by the kernel.
-        keeps: how many of the versions that were looked up or closed last stay open, so that the kernel, which repeats
-            an open just once, finds what it has looked up although it was replaced since.
-    """
-
-    namespaces: frozenset[str] | None = None
-    watch: Watch | None = None
-    keeps: int = 0
+from tagfs.view import (
+    FOREVER,
+    LIST_NAME,
+    PIPE_MODE,
+    PRESENTED_VERSION,
+    UNWATCHED,
+    Attributes,
+    Invalidation,
+    View,
+    Watch,
+    directory_mode,
+    key_at,
+    list_mode,
+    require_shown,
+)
 
 
 class Tree:
@@ -160,7 +106,7 @@ class Tree:
     def _pipe(self, id_: int) -> Attributes:
         # Nothing is kept of it: each lookup is another pipe.
         owner = None if self.pipes is None else self.pipes.owner
-        return Attributes(id_, stat.S_IFIFO | _READERS | _OWNER_WRITES, owner=owner)
+        return Attributes(id_, PIPE_MODE, owner=owner)
 
     def _directory(self, id_: int) -> DirectoryNode:
         node = self.inodes.get(id_)
@@ -177,25 +123,13 @@ class Tree:
         if not path and text == VERSION_SENTINEL:
             return (sentinel := self.inodes.sentinel()), self._attributes(sentinel, pid)
         below = (*path, text)
-        self._require_shown(below)
+        require_shown(below, self._view.namespaces)
         if path:
             self._watch(path[1:])
         mtime_ns = self._mtime_ns(below)  # before it is a node: it may not be there
         directory = self.inodes.directory(below)
         # Where changes are told, it is looked at once more when it is watched itself.
         return directory, self._directory_attributes(directory, mtime_ns if self._view.watch is None else None)
-
-    def _require_shown(self, path: tuple[str, ...]) -> None:
-        """RepositoryMissing where no store can have a directory of this path, or the view leaves it out."""
-        shown = path[0] == BASE
-        if len(path) > 1:
-            shown = shown and is_namespace(path[1])
-            if self._view.namespaces is not None:
-                shown = shown and path[1] in self._view.namespaces
-        if len(path) > 2:
-            shown = shown and is_repository(path[2])
-        if not shown:
-            raise RepositoryMissing(f"{'/'.join(path)} cannot be in a store")
 
     def _file(self, key: RepositoryKey, name: bytes, pid: int) -> Node:
         """The node of a name in a repository directory; ListMissing."""
@@ -225,13 +159,13 @@ class Tree:
             return self._directory_attributes(node, None)
         if isinstance(node, SentinelNode):
             size = len(PRESENTED_VERSION)
-            mode = stat.S_IFREG | _READERS
+            mode = list_mode(False)
             return Attributes(node.id, mode, size, 1, 0, 0, FOREVER, FOREVER)
         assert isinstance(node, ListNode) and node.version is not None
         version = node.version
         kept = 0.0 if self._view.watch is None else self._kept((node.key.namespace, node.key.name))
         times = version.mtime_ns, version.ctime_ns
-        return Attributes(node.id, self._mode(stat.S_IFREG), version.size, version.blocks, *times, kept, kept)
+        return Attributes(node.id, list_mode(self.is_writable), version.size, version.blocks, *times, kept, kept)
 
     def _directory_attributes(self, node: DirectoryNode, mtime_ns: int | None) -> Attributes:
         kept = self._kept(node.path[1:-1]) if len(node.path) > 1 else FOREVER
@@ -239,7 +173,7 @@ class Tree:
         attributes_kept = self._kept(node.path[1:]) if node.path else FOREVER
         if mtime_ns is None:
             mtime_ns = self._mtime_ns(node.path)
-        return Attributes(node.id, self._mode(stat.S_IFDIR), 0, 0, mtime_ns, mtime_ns, kept, attributes_kept)
+        return Attributes(node.id, directory_mode(self.is_writable), 0, 0, mtime_ns, mtime_ns, kept, attributes_kept)
 
     def absence_timeout(self, parent: int) -> float:
         """How long the kernel may keep that a child is not there, seconds."""
@@ -264,15 +198,6 @@ class Tree:
     def _watch(self, path: tuple[str, ...]) -> None:
         if self._view.watch is not None:
             self._view.watch(path)
-
-    def _mode(self, kind: int) -> int:
-        if kind == stat.S_IFDIR:
-            return self.directory_mode(self.is_writable)
-        return kind | _READERS | (_OWNER_WRITES if self.is_writable else 0)
-
-    @staticmethod
-    def directory_mode(is_writable: bool) -> int:
-        return stat.S_IFDIR | _ENTERERS | (_OWNER_WRITES if is_writable else 0)
 
     # -- directories
 
@@ -305,7 +230,7 @@ class Tree:
                     raise
                 # What cannot be entered must not hide its neighbours; entering it tells the error.
                 node = self.inodes.directory((*opened.node.path, name.decode("utf-8", "surrogateescape")))
-                attributes = Attributes(node.id, self._mode(stat.S_IFDIR))
+                attributes = Attributes(node.id, directory_mode(self.is_writable))
             yield position + 1, name, node, attributes
 
     def _names(self, node: DirectoryNode) -> list[bytes]:
@@ -425,20 +350,3 @@ class Tree:
         for directory in self.inodes.directories():
             invalid += self._replaced(directory)
         return invalid
-
-
-def check_path(path: tuple[str, ...]) -> None:
-    """NameRefused unless a directory of this path, below the mount point, may be made."""
-    if len(path) not in (2, 3) or path[0] != BASE:
-        raise NameRefused(f"{'/'.join(path)}: directories are {BASE}/<namespace>/<repository> and no others")
-    if len(path) == 2 and not is_namespace(path[1]):
-        raise NameRefused(f"{path[1]!r} is no namespace: an RFC 1123 label of at most 63 characters")
-    if len(path) == 3 and not is_repository(path[2]):
-        raise NameRefused(f"{path[2]!r} is no repository: an RFC 1123 subdomain of at most 253 characters")
-
-
-@functools.lru_cache(maxsize=256)
-def key_at(path: tuple[str, ...]) -> RepositoryKey:
-    """The key whose directory this is; remembered, because requests name the same few again and again."""
-    _, namespace, name = path
-    return RepositoryKey(namespace, name)

@@ -10,7 +10,7 @@ import functools
 import os
 import struct
 
-from tagfs.tree import Attributes
+from tagfs.view import Attributes
 
 MAJOR, MINOR = 7, 31
 """The protocol that is spoken; newer kernels speak it too, an older one is no worse off than with its own."""

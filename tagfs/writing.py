@@ -28,7 +28,8 @@ from tagfs.inodes import DirectoryNode, Inodes, ListNode, Node, ScratchNode
 from tagfs.names import BASE, RepositoryKey
 from tagfs.store import Store
 from tagfs.traces import Traces
-from tagfs.tree import LIST_NAME, Attributes, Tree, View, key_at
+from tagfs.tree import Tree
+from tagfs.view import LIST_NAME, Attributes, View, key_at, list_mode
 from tagfs.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ class Writing(Tree):
             scratch = self._scratch_of(node)
             size = len(scratch.buffer)
             times = scratch.mtime_ns, scratch.mtime_ns
-            mode = self._mode(stat.S_IFREG)
+            mode = list_mode(self.is_writable)
             return Attributes(node.id, mode, size, -(-size // _BLOCK), *times, attr_timeout=SCRATCH_KEPT)
         if not isinstance(node, ListNode):
             return super()._attributes(node, pid)
@@ -141,7 +142,7 @@ class Writing(Tree):
             size = writer.size if writer is not None else 0
             now = time.time_ns()
             mtime_ns = writer.requested_mtime_ns if writer and writer.requested_mtime_ns is not None else now
-            return Attributes(node.id, self._mode(stat.S_IFREG), size, 0, mtime_ns, now)
+            return Attributes(node.id, list_mode(self.is_writable), size, 0, mtime_ns, now)
         attributes = super()._attributes(node, pid)
         # A program that writes is shown its own size, and the kernel keeps one for all.
         return attributes if node.key in self._writers else attributes._replace(attr_timeout=LIST_KEPT)

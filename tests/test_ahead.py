@@ -14,8 +14,8 @@ from tagfs.inodes import ROOT_ID
 from tagfs.names import BASE, RepositoryKey
 from tagfs.stateless import AHEAD, DECODED_AHEAD
 from tagfs.store import Snapshot, Steps
-from tagfs.tree import Attributes
 from tagfs.variants import PinnedFile, Variant
+from tagfs.view import Attributes
 from tests.support.beneath import no_descriptor_left, put
 from tests.support.places import fast_directory, open_descriptors
 from tests.support.watched import Watched

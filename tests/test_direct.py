@@ -29,7 +29,7 @@ from tagfs.notifier import Notifier
 from tagfs.settings import MountSettings
 from tagfs.stateless import StatelessTree
 from tagfs.timings import Timings
-from tagfs.tree import View
+from tagfs.view import View
 from tests.support import wire as kernel
 from tests.support.asked import KEY, Asked, require_turns, serving
 from tests.support.beneath import directory_store, no_descriptor_left, put

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from tagfs.notifier import Notifier
-from tagfs.tree import Invalidation
+from tagfs.view import Invalidation
 
 
 class Kernel:

@@ -28,7 +28,8 @@ from tagfs.names import BASE, RepositoryKey
 from tagfs.operations import Operations, answered
 from tagfs.replacing import WritableTree
 from tagfs.store import Stage, Version
-from tagfs.tree import FOREVER, Tree, View
+from tagfs.tree import Tree
+from tagfs.view import FOREVER, View
 from tests.support.stores import unready_at
 
 KEY = RepositoryKey("team", "app")

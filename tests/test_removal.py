@@ -18,7 +18,7 @@ from tagfs.memory import MemoryStore
 from tagfs.names import RepositoryKey
 from tagfs.removal import MountRemoval, Outcome
 from tagfs.replacing import WritableTree
-from tagfs.tree import Invalidation
+from tagfs.view import Invalidation
 from tests.support.daemon import PATIENCE
 
 LONG_AGO = 1_000_000_000

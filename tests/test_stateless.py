@@ -16,7 +16,7 @@ from tagfs.errors import ListCorrupt, NotPermitted, RepositoryMissing, VersionGo
 from tagfs.inodes import ROOT_ID
 from tagfs.names import BASE, RepositoryKey
 from tagfs.stateless import PARTS_LIMIT, StatelessTree
-from tagfs.tree import FOREVER, Attributes, View
+from tagfs.view import FOREVER, Attributes, View
 from tests.support.beneath import directory_store, list_file, no_descriptor_left, put
 from tests.support.places import fast_directory, open_descriptors
 

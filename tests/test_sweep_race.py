@@ -18,7 +18,7 @@ from tagfs.removal import MountRemoval
 from tagfs.replacing import WritableTree
 from tagfs.store import Store
 from tagfs.sweep import Sweep
-from tagfs.tree import Invalidation
+from tagfs.view import Invalidation
 from tests.support.inventories import ToldInventory
 from tests.support.places import fast_directory
 from tests.support.stores import open_store

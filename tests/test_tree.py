@@ -20,8 +20,9 @@ from tagfs.inodes import ROOT_ID
 from tagfs.memory import MemoryStore
 from tagfs.names import BASE, RepositoryKey
 from tagfs.store import Store, Version
-from tagfs.tree import FOREVER, UNWATCHED, Attributes, Invalidation, Tree, View, check_path
+from tagfs.tree import Tree
 from tagfs.variants import PinnedFile
+from tagfs.view import FOREVER, UNWATCHED, Attributes, Invalidation, View, check_path
 from tests.support.beneath import LIST_LIMIT, directory_store, list_file, no_descriptor_left, put
 from tests.support.driver import KEY, TAGS, Driver
 from tests.support.places import fast_directory

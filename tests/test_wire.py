@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tagfs import wire
-from tagfs.tree import FOREVER, Attributes
+from tagfs.view import FOREVER, Attributes
 from tagfs.wire import Malformed, Opcode
 from tests.support import wire as kernel
 

@@ -32,7 +32,7 @@ from tagfs.names import BASE, RepositoryKey
 from tagfs.publishing import run
 from tagfs.replacing import RENAME_NOREPLACE, WritableTree
 from tagfs.store import Stage, Store, Version
-from tagfs.tree import UNWATCHED, View
+from tagfs.view import UNWATCHED, View
 from tagfs.writing import BUDGET_LISTS, LIST_KEPT, SCRATCH_COST, SCRATCH_KEPT
 from tests.support.beneath import LIST_LIMIT, directory_store, list_file, no_descriptor_left, put
 from tests.support.driver import APPEND, BOTH, CREATE, KEY, PID, READ, REPLACE, TAGS, WRITE, Driver, File

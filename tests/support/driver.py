@@ -10,7 +10,8 @@ from tagfs.inodes import ROOT_ID
 from tagfs.names import BASE, LIST, RepositoryKey
 from tagfs.publishing import run
 from tagfs.replacing import WritableTree
-from tagfs.tree import Attributes, Tree
+from tagfs.tree import Tree
+from tagfs.view import Attributes
 
 KEY = RepositoryKey("team", "app")
 TAGS = LIST.encode()

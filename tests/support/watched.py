@@ -11,7 +11,7 @@ from tagfs.disk import Disk
 from tagfs.names import RepositoryKey
 from tagfs.policy import Policy
 from tagfs.stateless import StatelessTree
-from tagfs.tree import View
+from tagfs.view import View
 from tests.support.beneath import directory_store
 
 S = TypeVar("S", bound=DirectoryStore)
