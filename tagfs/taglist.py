@@ -32,12 +32,13 @@ def encode(tags: Iterable[str]) -> bytes:
     Raises:
         TagListInvalid: a tag is not of the grammar.
     """
-    lines = [tag.encode("utf-8", "backslashreplace") for tag in tags]
-    for number, line in enumerate(lines, 1):
-        fault = _fault(line)
-        if fault:
-            raise TagListInvalid(number, fault)
-    return b"".join(line + b"\n" for line in lines)
+    lines = [*tags]
+    plain = "\n".join([*lines, ""]).encode("utf-8", "backslashreplace")
+    if count(plain) != len(lines):
+        broken = next(number for number, line in enumerate(lines, 1) if "\n" in line)
+        raise TagListInvalid(broken, _foreign(b"\n"))
+    validate(plain)
+    return plain
 
 
 def decode(plain: bytes) -> list[str]:

@@ -61,8 +61,7 @@ class GroupedTagfs(Tagfs):
 
 def _judged(tags: list[str]) -> bytes:
     """A valid list, whose revision was told as Flux tells it."""
-    plain = "\n".join([*tags, ""]).encode()
-    taglist.validate(plain)
+    plain = taglist.encode(tags)
     taglist.revision(plain)
     return plain
 
