@@ -6,12 +6,9 @@ Does not know: how it is printed, clusters.
 
 import errno
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import suppress
 
-from tagfs import machine, mountpoint, sentinel
+from tagfs import asking, machine, mountpoint, sentinel
 from tagfs.disk import Disk
 from tagfs.errors import MountRefused, StoreRefused
 from tagfs.holder import holder_of, is_held, open_outside
@@ -19,9 +16,6 @@ from tagfs.mountpoint import FSTYPE, Mounted
 from tagfs.names import BASE
 from tagfs.remarks import Remark, fail, harmless, ok, warn
 from tagfs.sentinel import Condition
-
-ANSWER_SECONDS = 5.0
-"""How long a mount may take to answer a stat."""
 
 LITTLE_SPACE = 0.05
 """Of a file system that is free."""
@@ -193,45 +187,35 @@ def of_point(path: str, store: str | None, there: Mounted | None) -> Iterator[Re
 
 
 def _answer(path: str, there: Mounted) -> Remark:
-    """Whether the daemon of a mount answers.  Asked by a child: who asks a daemon that hangs waits for ever."""
-    # In a process of its own session, so that it can be left behind where even SIGKILL does not end it.
-    child = subprocess.Popen(
-        [sys.executable, "-S", "-c", "import os, sys; os.statvfs(sys.argv[1]); os.listdir(sys.argv[1])", path],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _, said = child.communicate(timeout=ANSWER_SECONDS)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        with suppress(subprocess.TimeoutExpired):
-            child.communicate(timeout=1)
-        return fail(
-            "mount",
-            f"{path} does not answer within {ANSWER_SECONDS:g} s",
-            f"look what its daemon does; last resort: echo 1 > /sys/fs/fuse/connections/{there.device[1]}/abort",
-        )
-    if child.returncode == 0:
+    """Whether the daemon of a mount answers."""
+    number = asking.answer(path, _list)
+    if number is None:
+        return fail("mount", f"{path} {mountpoint.silence(there)}", mountpoint.cure_of_silence(there))
+    if number == 0:
         return ok("mount", f"{path} shows {there.source} and answers")
-    if f"Errno {errno.ENOTCONN}]" in said or f"Errno {errno.ECONNABORTED}]" in said:
+    if number in (errno.ENOTCONN, errno.ECONNABORTED):
         return fail(
             "mount",
             f"{path} is dead: its daemon was killed",
             f"tagfs unmount --lazy {path}, or mount again at the same place, which clears it; in a pod that only reads:"
             " volumeMount the directory above with mountPropagation: HostToContainer",
         )
-    if f"Errno {errno.EAGAIN}]" in said:
+    if number == errno.EAGAIN:
         return warn(
             "mount",
             f"{path} is there, and waits for its store {there.source}",
             "see its log; tagfs doctor on the store says what is missing",
         )
-    reason = said.strip().rpartition("\n")[2] or f"exit code {child.returncode}"
     return fail(
-        "mount", f"{path} cannot be read: {reason}", "read as the user who mounted, or mount with --allow-other"
+        "mount",
+        f"{path} cannot be read: {os.strerror(number)}",
+        "read as the user who mounted, or mount with --allow-other",
     )
+
+
+def _list(path: str) -> None:
+    os.statvfs(path)
+    os.listdir(path)
 
 
 def _propagation(above: Mounted) -> Remark:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from tagfs import asking
 from tagfs.errors import MountRefused
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,9 @@ hundreds of descriptors are closed at once."""
 
 _CONTROL = "/sys/fs/fuse/connections"
 """The fusectl file system (kernel: `Documentation/filesystems/fuse.rst`)."""
+
+_LINKS_LIMIT = 40
+"""Symbolic links in a path, as the kernel has it (path_resolution(7))."""
 
 _MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -59,22 +63,39 @@ def mounts() -> list[Mounted]:
 
 
 def mounted_at(path: str) -> Mounted | None:
-    """The topmost mount at exactly `path`.  Asks nothing of it: a daemon that hangs would never answer."""
-    above, name = os.path.split(os.path.abspath(path))
-    there = _topmost(os.path.join(os.path.realpath(above), name))
-    # Nothing is mounted on the name itself: now it may be asked whether it is a link.
-    return there or _topmost(os.path.realpath(path))
-
-
-def _topmost(real: str) -> Mounted | None:
-    return next((one for one in reversed(mounts()) if one.point == real), None)
+    """The topmost mount at exactly `path`."""
+    table = mounts()
+    real = _real(path, table)
+    return next((one for one in reversed(table) if one.point == real), None)
 
 
 def holding(path: str) -> Mounted | None:
     """The mount that `path` is in; of several at one point the topmost."""
-    real = os.path.realpath(path)
-    within = [one for one in reversed(mounts()) if real == one.point or real.startswith(one.point.rstrip("/") + "/")]
+    table = mounts()
+    real = _real(path, table)
+    within = [one for one in reversed(table) if real == one.point or real.startswith(one.point.rstrip("/") + "/")]
     return max(within, key=lambda one: len(one.point), default=None)
+
+
+def _real(path: str, table: list[Mounted]) -> str:
+    """realpath(3), without asking anything of a mount of tagfs: a daemon that hangs would never answer, and it shows no
+    links."""
+    topmost = {one.point: one.fstype for one in table}
+    real, names, links = "/", os.path.join(os.getcwd(), path).split("/")[::-1], 0
+    while names and topmost.get(real) != FSTYPE:
+        below = os.path.normpath(os.path.join(real, names.pop()))
+        if below in topmost or links == _LINKS_LIMIT:  # a mount point is no link
+            real = below
+            continue
+        try:
+            target = os.readlink(below)
+        except OSError:
+            real = below
+        else:
+            links += 1
+            real = "/" if target.startswith("/") else real
+            names += target.split("/")[::-1]
+    return os.path.normpath(os.path.join(real, *names[::-1]))
 
 
 def showing(path: str) -> Mounted | None:
@@ -156,8 +177,31 @@ def require_usable(path: str, store: str) -> None:
         raise MountRefused(f"{path} is not empty ({sorted(names)[0]} …): the mount would hide what is there")
 
 
+def require_answer(path: str) -> None:
+    """MountRefused where `path` is in a mount of tagfs whose daemon hangs; that one is dead is no concern of this."""
+    there = showing(path)
+    if there is not None and asking.answer(there.point) is None:
+        raise MountRefused(f"{there.point} {silence(there)}; {cure_of_silence(there)}")
+
+
+def silence(there: Mounted) -> str:
+    """What is said of a mount that does not answer."""
+    daemon = asking.daemon_of(there.device[1])
+    who = "its process is not seen from here" if daemon is None else f"its process is pid {daemon}"
+    return f"does not answer within {asking.DEADLINE:g} s: {who}"
+
+
+def cure_of_silence(there: Mounted) -> str:
+    return (
+        f"look what that does; else take the mount away (fusermount3 -u -z {there.point}) and release who waits for it"
+        f" (echo 1 > {_CONTROL}/{there.device[1]}/abort)"
+    )
+
+
 def clear_dead(path: str) -> bool:
-    """Unmount what a killed daemon left at `path`; -> whether there was something."""
+    """Unmount what a killed daemon left at `path`; -> whether there was something.  MountRefused: it cannot be, or
+    the daemon is there and hangs."""
+    require_answer(path)
     try:
         os.statvfs(path)  # not stat: the kernel may still have the attributes, and answers for the dead daemon
     except OSError as error:

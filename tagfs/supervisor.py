@@ -10,7 +10,6 @@ import encodings.ascii
 import encodings.idna
 import encodings.latin_1
 import encodings.unicode_escape
-import errno
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
-from tagfs import device, mountpoint, notify, privileges
+from tagfs import asking, device, mountpoint, notify, privileges
 from tagfs.errors import MountRefused, ServerFailed
 from tagfs.settings import MountSettings
 
@@ -236,48 +235,19 @@ class _Supervisor:
                 poll.unregister(pidfd)
                 os.close(pidfd)
                 self._looking = None
-                if status == 0:
+                if asking.is_served(os.waitstatus_to_exitcode(status)):
                     self._manager.tell(notify.ALIVE)
         if time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + self._look_every
         if self._looking is None:
             try:
-                self._looking = _asking(self._point)
+                self._looking = asking.start(self._point)
             except OSError as error:
                 # No processes or descriptors are left now; the server is none the worse.
                 log.warning("%s: cannot be looked at: %s", self._point, error)
                 return
             poll.register(self._looking[1], select.POLLIN)
-
-
-def _asking(point: str) -> tuple[int, int]:
-    """Process and pidfd of a child that asks; OSError."""
-    # It keeps them blocked: else the number of a signal that it is sent would get into our pipe.
-    was = signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDING, *PASSED_ON})
-    try:
-        process = os.fork()
-        if process == 0:
-            _ask(point)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, was)
-    try:
-        return process, os.pidfd_open(process)
-    except OSError:
-        os.kill(process, signal.SIGKILL)
-        raise
-
-
-def _ask(point: str) -> NoReturn:
-    """In a child: whether somebody answers there.  statvfs(3) is never answered from what the kernel keeps."""
-    code = 1
-    try:
-        os.statvfs(point)
-        code = 0
-    except OSError as error:
-        code = 1 if error.errno in (errno.ENOTCONN, errno.ECONNABORTED) else 0
-    finally:
-        os._exit(code)
 
 
 def _start(settings: MountSettings, wanted: privileges.Account, load: Callable[[], Serve], judge: Judge) -> _Server:

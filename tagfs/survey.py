@@ -19,7 +19,7 @@ from tagfs.codec import GZIP, ZSTD, Undecodable
 from tagfs.disk import Disk, closed_on_failure
 from tagfs.errors import ListTooLarge, MountRefused, StoreWaiting
 from tagfs.holder import open_store
-from tagfs.mountpoint import Mounted, showing
+from tagfs.mountpoint import Mounted, require_answer, showing
 from tagfs.names import BASE, LIST, RepositoryKey
 from tagfs.policy import codecs_of
 from tagfs.variants import Variant
@@ -174,6 +174,7 @@ class StoreSurveyor(Surveyor):
 
 class MountSurveyor(Surveyor):
     def __init__(self, mounted: Mounted) -> None:
+        require_answer(mounted.point)
         self._base = os.path.join(mounted.point, BASE)
         self.survey = Survey(mounted.point, "mount", mounted.source, mounted.is_read_only)
 

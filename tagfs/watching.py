@@ -20,7 +20,7 @@ from tagfs.errors import MountRefused, StoreRefused, StoreWaiting
 from tagfs.events import Lines
 from tagfs.following import Following, Told
 from tagfs.holder import open_store
-from tagfs.mountpoint import FSTYPE, Mounted, mounted_at, showing
+from tagfs.mountpoint import FSTYPE, Mounted, mounted_at, require_answer, showing
 from tagfs.page import printable
 from tagfs.past import Past
 from tagfs.pipes import NAME
@@ -83,6 +83,7 @@ def watch(path: str, output: Output, limit: int) -> None:
     """
     mounted = showing(path)
     if mounted is not None:
+        require_answer(mounted.point)
         _watch_mount(mounted, output)
         return
     try:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -566,6 +567,39 @@ def test_a_dead_mount_is_told_and_unmounted(store: Path, daemons: MakeDaemon) ->
     refused(tagfs("status", daemon.point), 5, "dead.*tagfs unmount")
     assert tagfs("unmount", daemon.point).returncode == 0
     assert mountpoint.mounted_at(str(daemon.point)) is None
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("flags", [[], ["--read-only"]], ids=["read-write", "read-only"])
+def test_commands_tell_that_a_mount_hangs_instead_of_hanging(
+    store: Path, daemons: MakeDaemon, tmp_path: Path, flags: list[str]
+) -> None:
+    daemon = daemons(*flags, store=store)
+    there = mountpoint.mounted_at(str(daemon.point))
+    assert there is not None
+    link = tmp_path / "link"
+    link.symlink_to(daemon.point.name)
+    commands: list[tuple[object, ...]] = [
+        ("status", daemon.point),
+        ("status", link / "imagerepository" / "apps"),
+        ("watch", daemon.point),
+        ("mount", "--read-only", store, daemon.point),
+    ]
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor() as pool:
+            diagnosed = pool.submit(tagfs, "doctor", link)
+            done = list(pool.map(lambda command: tagfs(*command), commands))
+            remarks = diagnosed.result()
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+    told = rf"{daemon.point} does not answer .*pid {daemon.pid};.*fusermount3 -u -z {daemon.point}.*"
+    told += f"/sys/fs/fuse/connections/{there.device[1]}/abort"
+    for one in done:
+        refused(one, 5, told)
+    assert remarks.returncode == 6
+    assert re.search(f"does not answer .*pid {daemon.pid}", remarks.stdout)
+    assert tagfs("status", daemon.point).returncode == 0
 
 
 @pytest.mark.mount

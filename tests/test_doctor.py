@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tagfs import doctor, machine, mountpoint
+from tagfs import asking, doctor, machine, mountpoint
 from tagfs.remarks import Level, Remark
 from tests.conftest import MakeDaemon
 from tests.support.beneath import put
@@ -283,7 +283,7 @@ def test_a_dead_mount(store: Path, daemons: MakeDaemon) -> None:
 
 def test_a_mount_that_hangs(daemons: MakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     mount = daemons()
-    monkeypatch.setattr(doctor, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(asking, "DEADLINE", 0.3)
     there = mountpoint.mounted_at(str(mount.point))
     assert there is not None
     os.kill(mount.pid, signal.SIGSTOP)

@@ -75,6 +75,19 @@ def test_the_machines_own_table_is_read() -> None:
     assert root in mountpoint.mounts()
 
 
+def test_a_path_with_links_is_in_the_mount_that_they_lead_to(tmp_path: Path) -> None:
+    (tmp_path / "there" / "below").mkdir(parents=True)
+    (tmp_path / "to-proc").symlink_to("/proc")
+    (tmp_path / "around").symlink_to("there/below/../../to-proc")
+    (tmp_path / "loop").symlink_to("loop")
+    proc = mountpoint.mounted_at("/proc")
+    assert proc is not None
+    for path in ("to-proc", "around", "there/../around", "there/below/../../to-proc/"):
+        assert mountpoint.mounted_at(str(tmp_path / path)) == proc
+    assert mountpoint.holding(str(tmp_path / "around" / "self" / "status")) == proc
+    assert mountpoint.mounted_at(str(tmp_path / "loop")) is None
+
+
 def test_a_path_is_in_the_nearest_mount_above_it(tmp_path: Path) -> None:
     assert mountpoint.mounted_at(str(tmp_path)) is None
     above = mountpoint.holding(str(tmp_path / "not" / "there"))
