@@ -4,6 +4,7 @@ Owns: which errors at opening may pass, the codec that a store is written with.
 Does not know: the kernel, the tree.
 """
 
+import errno
 import logging
 import os
 from dataclasses import dataclass
@@ -67,6 +68,12 @@ class Opener:
                 f"{error.filename or path} may not be used by uid {os.geteuid()}: chown -R"
                 f" {os.geteuid()}:{os.getegid()} {path}, and let it enter what is above"
             ) from error
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            raise StoreRefused(
+                f"{path} is on a read-only file system: say --read-only, or mount that file system read-write"
+            ) from error
 
     def _open_read_only(self, path: str) -> Opened:
         root = self._root(path)
@@ -85,6 +92,9 @@ class Opener:
             os.makedirs(path, DIRECTORY_MODE, exist_ok=True)
         root = self._root(path)
         with closed_on_failure(self._disk, root):
+            if not was_shown and os.fstatvfs(root).f_flag & os.ST_RDONLY:
+                # Else nothing would tell before the first write.
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
             if was_shown:
                 # No new store where another was, and no part in a wipe that another program has begun.
                 sentinel.require_ready(self._disk, root, path)

@@ -19,10 +19,13 @@ from tagfs import mountpoint
 from tagfs.descriptors import AT_ONCE
 from tagfs.endings import exit_code
 from tagfs.errors import MountRefused
+from tagfs.names import RepositoryKey
 from tests.conftest import MakeDaemon
+from tests.support.beneath import put
 from tests.support.daemon import Daemon, eventually
 from tests.support.places import fast_directory
 from tests.support.programs import Flux, refused, shell, succeed, tags
+from tests.support.volumes import tmpfs
 
 pytestmark = pytest.mark.mount
 
@@ -149,6 +152,26 @@ def test_what_cannot_be_mounted_is_refused_and_says_what_to_do(
     assert len(done.stderr.strip().splitlines()) == 1
     assert mountpoint.mounted_at(str(tmp_path / "point")) is None
     assert [path for path in sorted(tmp_path.rglob("*")) if path not in before] in ([], [tmp_path / "store"])
+
+
+@pytest.mark.parametrize("store", ["there", "empty", "none"])
+def test_a_store_on_a_read_only_file_system_is_shown_read_only_alone(
+    tmp_path: Path, daemons: MakeDaemon, store: str
+) -> None:
+    (tmp_path / "point").mkdir()
+    with tmpfs(tmp_path, "size=4m") as memory:
+        put(memory / "there", RepositoryKey("team", "app"), b"v1\n")
+        (memory / "there" / ".storage-version").write_text("3\n")
+        (memory / "empty").mkdir()
+        subprocess.run(["mount", "-o", "remount,ro", memory], check=True)
+        done = tagfs("mount", memory / store, tmp_path / "point")
+        assert done.returncode == 3, done
+        assert re.search(rf"{memory / store} is on a read-only file system: say --read-only", done.stderr), done.stderr
+        assert mountpoint.mounted_at(str(tmp_path / "point")) is None
+        if store == "there":
+            reading = daemons("--read-only", store=memory / store)
+            assert reading.list_path("app").read_text() == "v1\n"
+            reading.stop()
 
 
 def test_a_mount_point_in_use_is_refused(mount: Daemon, tmp_path: Path) -> None:
