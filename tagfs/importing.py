@@ -160,7 +160,7 @@ class Import:
                     self.imported.other.append(entry.path)
                 return None
             if entry.read is None:
-                self._refuse(entry.path, None, "no regular file, but a link or a device")
+                self._refuse(entry.path, None, "no regular file, but a directory, a link or a device")
                 return None
             key, codec = place
             if entry.size > most_stored(self._limit):

@@ -109,20 +109,29 @@ def place_of(within: str) -> tuple[RepositoryKey, Codec] | None:
     Raises:
         NameRefused: it would be one, if its names were of the grammar.
     """
-    parts = [part for part in within.split("/") if part not in ("", ".")]
-    if BASE in parts:
-        parts = parts[len(parts) - parts[::-1].index(BASE) :]
-    if len(parts) == 3 and parts[2] in _CODEC_OF:
+    parts = _parts(within)
+    if _is_variant(parts):
         return RepositoryKey(parts[0], parts[1]), _CODEC_OF[parts[2]]
     if len(parts) == 2 and parts[1].endswith(".txt"):
         return RepositoryKey(parts[0], parts[1].removesuffix(".txt")), PLAIN
     return None
 
 
+def _parts(within: str) -> list[str]:
+    parts = [part for part in within.split("/") if part not in ("", ".")]
+    return parts[len(parts) - parts[::-1].index(BASE) :] if BASE in parts else parts
+
+
+def _is_variant(parts: list[str]) -> bool:
+    """Whether only a list can be there: a directory at <namespace>/<name>.txt may be a repository of that name."""
+    return len(parts) == 3 and parts[2] in _CODEC_OF
+
+
 def entries(
     source: str, stdin: BufferedReader | None = None, left: Callable[[str, OSError], None] = lambda path, error: None
 ) -> Iterator[Entry]:
-    """Every file of a tree or an archive; `-` is an archive that comes through `stdin`, or the process's own.
+    """Every file of a tree or an archive, and directories in the place of a list; `-` is an archive that comes through
+    `stdin`, or the process's own.
 
     Args:
         left: called with what of a tree may not be entered or is gone; the others follow.
@@ -164,7 +173,9 @@ def _tree(path: str, left: Callable[[str, OSError], None], above: str = "", dept
     files = []
     for one in below:
         if one.is_dir(follow_symlinks=False):
-            if depth:
+            if _is_variant(_parts(above + one.name)):
+                yield Entry(one.path, above + one.name, 0, 0, None)
+            elif depth:
                 yield from _tree(one.path, left, f"{above}{one.name}/", depth - 1)
             continue
         try:
@@ -197,7 +208,7 @@ def _archive(stream: BufferedReader, name: str) -> Iterator[Entry]:
         with tarfile.open(fileobj=ending, mode="r|*", tarinfo=_Member) as archive:
             for member in archive:
                 begun = True
-                if not member.isdir():
+                if not member.isdir() or _is_variant(_parts(member.name)):
                     read = partial(_extract, archive, member, name) if member.isreg() else None
                     yield Entry(member.name, member.name, member.size, _mtime_ns(member), read)
                 archive.members = []  # type: ignore[attr-defined]  # or it keeps every header to the end

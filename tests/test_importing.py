@@ -237,6 +237,23 @@ def test_what_is_no_list_is_refused_with_its_line_and_costs_the_others_nothing(t
     assert [Path(path).name for path in done.other] == ["notes.md"]
 
 
+@pytest.mark.parametrize("packed", [None, "tar", "tar.gz"])
+def test_a_directory_in_the_place_of_a_list_is_told_and_costs_no_list(tmp_path: Path, packed: str | None) -> None:
+    source = as_shown(tmp_path / "source")
+    (source / BASE / "apps" / "odd" / "tags.txt").mkdir(parents=True)
+    (source / BASE / "apps" / "odd" / "tags.txt.gz").write_bytes(GZIP.encode(LARGE))
+    named = source / BASE / "apps" / "tags.txt"  # a repository may have that name
+    named.mkdir()
+    (named / "tags.txt").write_bytes(SMALL)
+    if packed is None:
+        done = imported(tmp_path / "store", source)
+    else:
+        done = imported(tmp_path / "store", "-", PACKED[packed](archive(source)))
+    assert [one.path.partition(f"{BASE}/")[2] for one in done.refused] == ["apps/odd/tags.txt"]
+    assert "a directory" in done.refused[0].reason
+    assert shown(Disk(), tmp_path / "store") == {**EXPECTED, "apps/odd": LARGE, "apps/tags.txt": SMALL}
+
+
 def made_archive(*members: tuple[str, dict[str, str], bytes]) -> bytes:
     """Of (name, further headers, type)."""
     made = io.BytesIO()
