@@ -11,6 +11,7 @@ import signal
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -48,12 +49,7 @@ def start(path: str, look: Callable[[str], object] = os.statvfs) -> tuple[int, i
     # It keeps them blocked: else the number of a signal that it is sent would get into a pipe of ours.
     was = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        with warnings.catch_warnings():
-            # Of threads that hold locks: the child takes none, and ends by _exit(2).
-            warnings.simplefilter("ignore", DeprecationWarning)
-            process = os.fork()
-        if process == 0:
-            _look(path, look)
+        process = forked(partial(_look, path, look))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, was)
     try:
@@ -61,6 +57,17 @@ def start(path: str, look: Callable[[str], object] = os.statvfs) -> tuple[int, i
     except OSError:
         os.kill(process, signal.SIGKILL)
         raise
+
+
+def forked(act: Callable[[], NoReturn]) -> int:
+    """The process of a child that does nothing but `act`, which takes no lock and ends by _exit(2); OSError."""
+    with warnings.catch_warnings():
+        # Of threads that hold locks.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process = os.fork()
+    if process == 0:
+        act()
+    return process
 
 
 def _look(path: str, look: Callable[[str], object]) -> NoReturn:

@@ -177,10 +177,9 @@ def require_usable(path: str, store: str) -> None:
         raise MountRefused(f"{path} is not empty ({sorted(names)[0]} …): the mount would hide what is there")
 
 
-def require_answer(path: str) -> None:
-    """MountRefused where `path` is in a mount of tagfs whose daemon hangs; that one is dead is no concern of this."""
-    there = showing(path)
-    if there is not None and asking.answer(there.point) is None:
+def require_answer(there: Mounted) -> None:
+    """MountRefused where the daemon of a mount of tagfs hangs; that it is dead is no concern of this."""
+    if asking.answer(there.point) is None:
         raise MountRefused(f"{there.point} {silence(there)}; {cure_of_silence(there)}")
 
 
@@ -201,7 +200,9 @@ def cure_of_silence(there: Mounted) -> str:
 def clear_dead(path: str) -> bool:
     """Unmount what a killed daemon left at `path`; -> whether there was something.  MountRefused: it cannot be, or
     the daemon is there and hangs."""
-    require_answer(path)
+    there = showing(path)
+    if there is not None:
+        require_answer(there)
     try:
         os.statvfs(path)  # not stat: the kernel may still have the attributes, and answers for the dead daemon
     except OSError as error:

@@ -12,15 +12,14 @@ would be lost to the first hang.  Nothing is executed: who serves without privil
 
 import os
 import signal
-import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NoReturn
 
 import trio
 
-DEADLINE = 5.0
-"""Seconds that the mount has to answer."""
+from tagfs.asking import DEADLINE, forked
 
 FRESH = 1.0
 """Seconds for which an answer is good: who asks more often is told the same."""
@@ -97,12 +96,7 @@ def _forked(path: str) -> tuple[int, int]:
     """(pid of a child that looks at `path`, descriptor of what it says)."""
     answer, told = os.pipe()
     try:
-        with warnings.catch_warnings():
-            # Of threads that hold locks: the child takes none, and ends by _exit(2).
-            warnings.simplefilter("ignore", DeprecationWarning)
-            child = os.fork()
-        if child == 0:
-            _look(path, told)
+        child = forked(partial(_look, path, told))
     except OSError:
         os.close(answer)
         raise

@@ -12,7 +12,7 @@ import threading
 from enum import Enum
 from typing import NamedTuple
 
-from tagfs.disk import Disk
+from tagfs.disk import Disk, sync_file
 from tagfs.errors import StoreRefused, StoreWaiting
 from tagfs.names import BASE, LOST_AND_FOUND, VERSION_SENTINEL, WIPE_SENTINEL
 
@@ -125,12 +125,9 @@ def wipe(disk: Disk, root: int, format_: int) -> None:
     if not _exists(disk, root, WIPE_SENTINEL):
         disk.close(disk.create(root, WIPE_SENTINEL))
     if stat.S_ISREG(disk.stat(root, WIPE_SENTINEL).st_mode):
-        marker = disk.open_file(root, WIPE_SENTINEL)
-        try:
-            disk.sync(marker)
-        finally:
-            disk.close(marker)
-    disk.sync_dir(root)
+        sync_file(disk, root, WIPE_SENTINEL)
+    else:
+        disk.sync_dir(root)
     version = _read_version(disk, root) if _exists(disk, root, VERSION_SENTINEL) else None
     if version == _NO_FILE:
         disk.remove_tree(root, VERSION_SENTINEL)

@@ -174,7 +174,7 @@ class StoreSurveyor(Surveyor):
 
 class MountSurveyor(Surveyor):
     def __init__(self, mounted: Mounted) -> None:
-        require_answer(mounted.point)
+        require_answer(mounted)
         self._base = os.path.join(mounted.point, BASE)
         self.survey = Survey(mounted.point, "mount", mounted.source, mounted.is_read_only)
 

@@ -83,7 +83,7 @@ def watch(path: str, output: Output, limit: int) -> None:
     """
     mounted = showing(path)
     if mounted is not None:
-        require_answer(mounted.point)
+        require_answer(mounted)
         _watch_mount(mounted, output)
         return
     try:
